@@ -1,0 +1,358 @@
+//! The queue that all workers share, the workers that are parked, and the concurrency limit.
+//!
+//! Order: a worker keeps what it collected itself in a queue of its own, but only while this queue
+//! is empty; so everything here is newer than everything there, and popping the own queue first
+//! keeps the dequeue order first-in-first-out (rules 33, 35).
+//!
+//! Slots: a worker holds a slot from the moment it gets a packet until it parks, gives the slot up,
+//! or exits. All changes of slots happen under this lock, and only when a worker goes to sleep or
+//! wakes; a running worker that finds its next packet touches none of it (rule 37).
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::syscall;
+use crate::port::Completion;
+
+/// The part of a worker that others look at: its slot, its wake-up, and how far it is.
+#[repr(align(128))]
+pub(crate) struct Slot {
+    pub(crate) index: usize,
+    pub(crate) thread_id: i32,
+    /// Even: the thread is outside the library, handling a packet. Odd: it is inside. Changes at
+    /// each dequeue, so that a thread that is stuck in one handler can be told.
+    pub(crate) turn: AtomicU64,
+    state: AtomicU8,
+    /// The worker sleeps or is about to: whoever gives it work signals `wake`.
+    pub(crate) parked: AtomicBool,
+    /// An eventfd that the worker's wait covers.
+    pub(crate) wake: OwnedFd,
+    /// Packets that this worker has dequeued; written by the worker only.
+    pub(crate) dequeued_packets: AtomicU64,
+}
+
+/// No slot: parked, or not counted yet.
+const FREE: u8 = 0;
+/// Counts against the limit (rule 39).
+const HELD: u8 = 1;
+/// In a handler that blocks: does not count (rule 40).
+const GIVEN_UP: u8 = 2;
+
+impl Slot {
+    pub(crate) fn new(index: usize, wake: OwnedFd) -> Self {
+        Self {
+            index,
+            thread_id: syscall::thread_id(),
+            turn: AtomicU64::new(1),
+            state: AtomicU8::new(FREE),
+            parked: AtomicBool::new(false),
+            wake,
+            dequeued_packets: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the worker counts against the limit.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state.load(Ordering::Acquire) == HELD
+    }
+
+    /// Whether the worker gave its slot up because its handler blocks.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.state.load(Ordering::Acquire) == GIVEN_UP
+    }
+}
+
+pub(crate) struct Central {
+    limit: usize,
+    shared: Mutex<Shared>,
+    /// Mirrors of what the lock guards, for a look without the lock.
+    queued: AtomicUsize,
+    active: AtomicUsize,
+    closed: AtomicBool,
+    wakes: AtomicU64,
+    blocked: AtomicU64,
+}
+
+struct Shared {
+    queue: VecDeque<Completion>,
+    /// Last in, first out (rule 36).
+    parked: Vec<Arc<Slot>>,
+    active: usize,
+    closed: bool,
+}
+
+/// What came of trying to park.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Park {
+    /// The worker is on the stack of parked workers, without a slot.
+    Parked,
+    /// There is a packet that it may take: it keeps its slot.
+    Work,
+    /// The port is closed.
+    Closed,
+}
+
+impl Central {
+    pub(crate) fn new(limit: usize) -> Self {
+        assert!(limit > 0, "the concurrency limit is resolved before the queue is made");
+        Self {
+            limit,
+            shared: Mutex::new(Shared {
+                queue: VecDeque::with_capacity(64),
+                parked: Vec::with_capacity(16),
+                active: 0,
+                closed: false,
+            }),
+            queued: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            wakes: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Packets in this queue, by a look without the lock.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::SeqCst)
+    }
+
+    /// Times that a parked worker was woken, and that a blocked one lost its slot.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.wakes.load(Ordering::Relaxed), self.blocked.load(Ordering::Relaxed))
+    }
+
+    /// Whether the number of workers that hold a slot is within the limit.
+    pub(crate) fn within_limit(&self) -> bool {
+        self.active.load(Ordering::Relaxed) <= self.limit
+    }
+
+    /// Whether a worker without a slot could get one now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.active.load(Ordering::Relaxed) < self.limit
+    }
+
+    /// Queues a packet, and releases a parked worker for it where the limit allows. Gives the
+    /// packet back where the port is closed.
+    pub(crate) fn push(&self, packet: Completion) -> Result<(), Completion> {
+        let mut shared = self.lock();
+        if shared.closed {
+            return Err(packet);
+        }
+        shared.queue.push_back(packet);
+        self.release_parked(&mut shared);
+        self.mirror(&shared);
+        Ok(())
+    }
+
+    /// Queues all of `packets`; where the port is closed they stay where they are.
+    pub(crate) fn append(&self, packets: &mut VecDeque<Completion>) {
+        let mut shared = self.lock();
+        if !shared.closed {
+            shared.queue.append(packets);
+            self.release_parked(&mut shared);
+            self.mirror(&shared);
+        }
+    }
+
+    /// Takes packets, oldest first, until `completions` is full from `filled` on; returns how many
+    /// entries are filled then.
+    pub(crate) fn take(&self, completions: &mut [Option<Completion>], mut filled: usize) -> usize {
+        let mut shared = self.lock();
+        while filled < completions.len() {
+            let Some(packet) = shared.queue.pop_front() else { break };
+            completions[filled] = Some(packet);
+            filled += 1;
+        }
+        self.mirror(&shared);
+        filled
+    }
+
+    /// Gives `slot` a place against the limit, where there is one; returns whether it has one now.
+    pub(crate) fn try_hold(&self, slot: &Slot) -> bool {
+        if slot.is_held() {
+            return self.within_limit();
+        }
+        let mut shared = self.lock();
+        let may = !slot.is_held() && shared.active < self.limit;
+        if may {
+            self.hold(&mut shared, slot);
+        }
+        may || (slot.is_held() && shared.active <= self.limit)
+    }
+
+    /// Counts a worker in whatever the limit says: it resumes after a block (rule 41) or returns
+    /// from a dequeue without a packet (rule 42).
+    pub(crate) fn hold_beyond_limit(&self, slot: &Slot) {
+        if !slot.is_held() {
+            let mut shared = self.lock();
+            if !slot.is_held() {
+                self.hold(&mut shared, slot);
+            }
+        }
+    }
+
+    /// Parks a worker: it gives up its slot, and puts what it has collected and may not handle
+    /// into this queue.
+    pub(crate) fn park(&self, slot: &Arc<Slot>, collected: &mut VecDeque<Completion>) -> Park {
+        slot.parked.store(true, Ordering::SeqCst);
+        let mut shared = self.lock();
+        if shared.closed {
+            slot.parked.store(false, Ordering::SeqCst);
+            return Park::Closed;
+        }
+        self.free(&mut shared, slot);
+        shared.queue.append(collected);
+        if !shared.queue.is_empty() && shared.active < self.limit {
+            // A running thread takes the next packet itself, ahead of those parked (rule 37).
+            self.hold(&mut shared, slot);
+            self.mirror(&shared);
+            slot.parked.store(false, Ordering::SeqCst);
+            return Park::Work;
+        }
+        shared.parked.push(Arc::clone(slot));
+        self.mirror(&shared);
+        Park::Parked
+    }
+
+    /// Takes a worker off the stack of parked ones. It holds a slot afterwards if it was granted
+    /// one, or if `wants_slot` and the limit allows.
+    pub(crate) fn unpark(&self, slot: &Slot, wants_slot: bool) {
+        let mut shared = self.lock();
+        slot.parked.store(false, Ordering::SeqCst);
+        if let Some(position) = shared.parked.iter().rposition(|other| other.index == slot.index) {
+            shared.parked.remove(position);
+        }
+        if wants_slot && !slot.is_held() && shared.active < self.limit {
+            self.hold(&mut shared, slot);
+        }
+    }
+
+    /// A worker is blocked in its handler: its slot goes to a parked one, if there is work.
+    /// Returns whether it held a slot.
+    pub(crate) fn give_up(&self, slot: &Slot) -> bool {
+        let mut shared = self.lock();
+        if slot.state.load(Ordering::Acquire) != HELD {
+            return false;
+        }
+        slot.state.store(GIVEN_UP, Ordering::Release);
+        shared.active -= 1;
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        self.release_parked(&mut shared);
+        self.mirror(&shared);
+        true
+    }
+
+    /// A worker leaves the port for good, or for another port (rule 39).
+    pub(crate) fn leave(&self, slot: &Slot) {
+        let mut shared = self.lock();
+        self.free(&mut shared, slot);
+        shared.parked.retain(|other| other.index != slot.index);
+        self.release_parked(&mut shared);
+        self.mirror(&shared);
+    }
+
+    /// Signals a parked worker's eventfd, where it is parked.
+    pub(crate) fn wake(&self, slot: &Slot) {
+        if slot.parked.load(Ordering::SeqCst) {
+            self.wakes.fetch_add(1, Ordering::Relaxed);
+            syscall::eventfd_signal(&slot.wake);
+        }
+    }
+
+    /// Closes the queue and wakes every parked worker. Returns the packets that were queued, for
+    /// the caller to drop outside every lock; `None` where it was closed before.
+    pub(crate) fn close(&self) -> Option<VecDeque<Completion>> {
+        let mut shared = self.lock();
+        if shared.closed {
+            return None;
+        }
+        shared.closed = true;
+        self.closed.store(true, Ordering::SeqCst);
+        let packets = std::mem::take(&mut shared.queue);
+        self.mirror(&shared);
+        for slot in &shared.parked {
+            syscall::eventfd_signal(&slot.wake);
+        }
+        Some(packets)
+    }
+
+    /// Releases parked workers, last in first out, while packets are queued and slots are free.
+    fn release_parked(&self, shared: &mut Shared) {
+        let room = self.limit.saturating_sub(shared.active);
+        // Those that were released already and have not come for their packet are active.
+        for _ in 0..room.min(shared.queue.len()) {
+            let Some(slot) = shared.parked.pop() else { break };
+            self.hold(shared, &slot);
+            self.wake(&slot);
+        }
+    }
+
+    fn hold(&self, shared: &mut Shared, slot: &Slot) {
+        debug_assert!(!slot.is_held());
+        slot.state.store(HELD, Ordering::Release);
+        shared.active += 1;
+        self.active.store(shared.active, Ordering::Release);
+    }
+
+    fn free(&self, shared: &mut Shared, slot: &Slot) {
+        if slot.state.swap(FREE, Ordering::AcqRel) == HELD {
+            shared.active -= 1;
+        }
+    }
+
+    fn mirror(&self, shared: &Shared) {
+        self.queued.store(shared.queue.len(), Ordering::SeqCst);
+        self.active.store(shared.active, Ordering::Release);
+    }
+}
+
+/// Where finished operations go: to the queue of the worker that works, or to the shared one.
+pub(crate) struct Sink<'a> {
+    pub(crate) central: &'a Central,
+    pub(crate) local: Option<&'a mut VecDeque<Completion>>,
+}
+
+impl Sink<'_> {
+    /// Queues a packet.
+    pub(crate) fn push(&mut self, packet: Completion) {
+        if let Some(local) = &mut self.local
+            && self.central.queued() == 0
+        {
+            local.push_back(packet);
+            return;
+        }
+        if let Err(dropped) = self.central.push(packet) {
+            // The port is closed: the operation is freed without a packet (rule 21). The caller
+            // may hold locks that the operation's context must not meet, so it is dropped later.
+            match &mut self.local {
+                Some(local) => local.push_back(dropped),
+                None => ORPHANS.with_borrow_mut(|orphans| orphans.push(dropped)),
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Packets that no port takes any more, until the thread holds no lock.
+    static ORPHANS: std::cell::RefCell<Vec<Completion>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Drops packets that came too late for their port. Call it without any lock held.
+pub(crate) fn drop_orphans() {
+    let orphans = ORPHANS.with_borrow_mut(std::mem::take);
+    drop(orphans);
+}

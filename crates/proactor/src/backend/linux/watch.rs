@@ -1,0 +1,202 @@
+//! Finding workers that are stuck in a handler, and taking over from them.
+//!
+//! An idle worker looks at the others at intervals. One that is in the same handler at two looks
+//! is stuck: under its lock, which it does not hold while it handles, its packets are moved to the
+//! shared queue and its readable sockets are read. If its thread sleeps in the kernel, it is blocked
+//! and its slot goes to another worker (rule 40); if it runs, it keeps the slot, but the packets of
+//! its sockets are still handled by whoever has one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::central::Sink;
+use super::driver::Driver;
+use super::engine::Engine;
+use super::worker::{Local, Worker};
+
+/// The time between two looks while another worker is in a handler.
+pub(crate) const TICK: Duration = Duration::from_micros(250);
+/// Idle workers that look around at the same time, at most.
+const WATCHERS: usize = 2;
+/// The tick doubles as many times at most while no worker is in a handler.
+const SLOWEST: u32 = 2;
+/// Ticks without any activity after which nobody looks any more.
+const QUIET_TICKS: u32 = 40;
+/// A worker with more packets than this that did not get round to collecting is helped.
+const BACKLOG: usize = 4;
+
+/// What one worker saw of the others at its last look.
+#[derive(Default)]
+pub(crate) struct Sightings {
+    turns: Vec<(u64, u64)>,
+}
+
+impl Sightings {
+    /// Notes where worker `index` is, and returns where it was at the last look.
+    fn note(&mut self, index: usize, turn: u64, wait_calls: u64) -> (u64, u64) {
+        if self.turns.len() <= index {
+            self.turns.resize(index + 1, (0, 0));
+        }
+        std::mem::replace(&mut self.turns[index], (turn, wait_calls))
+    }
+}
+
+/// An idle worker's watch over the others.
+pub(crate) struct Watch {
+    watching: bool,
+    quiet_ticks: u32,
+    slowness: u32,
+}
+
+impl Watch {
+    /// Begins to watch, if there are others and too few do.
+    pub(crate) fn begin<D: Driver>(engine: &Engine<D>) -> Self {
+        let mut watching = false;
+        if engine.worker_count() > 1 && !engine.quiet.load(Ordering::Relaxed) {
+            let watchers = engine.watchers.fetch_add(1, Ordering::SeqCst);
+            watching = watchers < WATCHERS;
+            if !watching {
+                engine.watchers.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        Self { watching, quiet_ticks: 0, slowness: 0 }
+    }
+
+    /// How long the worker may sleep until it has to look.
+    pub(crate) fn tick(&self) -> Option<Duration> {
+        self.watching.then(|| TICK * (1 << self.slowness))
+    }
+
+    /// Looks around after a tick in which nothing came.
+    pub(crate) fn look<D: Driver>(
+        &mut self,
+        engine: &Arc<Engine<D>>,
+        me: &Worker<D>,
+        local: &mut Local<D>,
+    ) {
+        if !self.watching {
+            return;
+        }
+        let seen = engine.look_around(me, local);
+        self.slowness = if seen.in_handler { 0 } else { (self.slowness + 1).min(SLOWEST) };
+        self.quiet_ticks = if seen.active { 0 } else { self.quiet_ticks + 1 };
+        if self.quiet_ticks > QUIET_TICKS {
+            self.watching = false;
+            engine.quiet.store(true, Ordering::SeqCst);
+            engine.watchers.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The worker has work: the watch passes to another one if nobody is left.
+    pub(crate) fn end<D: Driver>(self, engine: &Engine<D>, me: &Worker<D>) {
+        let last = self.watching && engine.watchers.fetch_sub(1, Ordering::SeqCst) == 1;
+        let first = !self.watching && engine.quiet.swap(false, Ordering::SeqCst);
+        if last || first {
+            engine.wake_a_watcher(me);
+        }
+    }
+}
+
+/// What a look around saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// Some other worker is in a handler.
+    pub(crate) in_handler: bool,
+    /// Some other worker has moved since the last look, or is in a handler.
+    pub(crate) active: bool,
+}
+
+impl<D: Driver> Engine<D> {
+    /// Looks around from a busy worker, at most once a tick.
+    pub(crate) fn look_sometimes(self: &Arc<Self>, me: &Worker<D>, local: &mut Local<D>) {
+        if self.worker_count() < 2 {
+            return;
+        }
+        let now = Instant::now();
+        if local.last_look.is_none_or(|last| now.duration_since(last) >= TICK) {
+            local.last_look = Some(now);
+            self.look_around(me, local);
+        }
+    }
+
+    fn look_around(self: &Arc<Self>, me: &Worker<D>, local: &mut Local<D>) -> Seen {
+        let mut seen = Seen::default();
+        for other in self.workers().iter().flatten() {
+            if other.slot.index == me.slot.index {
+                continue;
+            }
+            let turn = other.slot.turn.load(Ordering::Acquire);
+            let waits = other.wait_calls.load(Ordering::Relaxed);
+            let before = local.sightings.note(other.slot.index, turn, waits);
+            let in_handler = turn.is_multiple_of(2);
+            seen.in_handler |= in_handler;
+            seen.active |= in_handler || before.0 != turn;
+            if in_handler && before.0 == turn {
+                self.rescue(other, turn);
+            } else if in_handler && before.1 == waits {
+                self.share_backlog(other);
+            }
+        }
+        seen
+    }
+
+    /// Takes over from a worker that is stuck in the handler of turn `turn`.
+    fn rescue(self: &Arc<Self>, stuck: &Arc<Worker<D>>, turn: u64) {
+        if stuck.slot.is_held() && is_asleep(stuck.slot.thread_id) {
+            // Checked again: the handler may have ended while its thread was looked at.
+            if stuck.slot.turn.load(Ordering::Acquire) == turn {
+                self.central.give_up(&stuck.slot);
+            }
+        }
+        let Some(mut local) = stuck.try_lock() else { return };
+        if stuck.slot.turn.load(Ordering::Acquire) != turn {
+            return;
+        }
+        let Local { driver, queue, .. } = &mut *local;
+        let mut taken = queue.len();
+        if taken > 0 {
+            self.central.append(queue);
+        }
+        if let Some(driver) = driver {
+            let mut sink = Sink { central: &self.central, local: None };
+            taken += driver.rescue(&stuck.poller, &mut sink);
+        }
+        self.rescues.fetch_add(taken as u64, Ordering::Relaxed);
+    }
+
+    /// Takes half of the packets of a worker that is behind: it handles, but has not got round to
+    /// collecting since the last look.
+    fn share_backlog(self: &Arc<Self>, busy: &Arc<Worker<D>>) {
+        let Some(mut local) = busy.try_lock() else { return };
+        let count = local.queue.len();
+        if count >= BACKLOG {
+            let mut half = local.queue.split_off(count - count / 2);
+            self.rescues.fetch_add(half.len() as u64, Ordering::Relaxed);
+            self.central.append(&mut half);
+        }
+    }
+
+    fn wake_a_watcher(&self, me: &Worker<D>) {
+        for other in self.workers().iter().flatten() {
+            if other.slot.index != me.slot.index && other.slot.parked.load(Ordering::SeqCst) {
+                self.central.wake(&other.slot);
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a thread of this process sleeps in the kernel, by the state in its `stat` file (proc(5)).
+/// `false` also where that cannot be read: then blocked handlers keep their slots.
+fn is_asleep(thread_id: i32) -> bool {
+    let mut buffer = [0u8; 512];
+    let Ok(mut file) = std::fs::File::open(format!("/proc/self/task/{thread_id}/stat")) else {
+        return false;
+    };
+    let Ok(count) = std::io::Read::read(&mut file, &mut buffer) else { return false };
+    // The name in parentheses may hold anything; the state follows the last parenthesis.
+    let stat = &buffer[..count];
+    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|end| stat.get(end + 2));
+    matches!(state, Some(b'S' | b'D'))
+}

@@ -1,0 +1,261 @@
+//! One thread that dequeues: its own queue, its driver, and what others ask of it.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::Instant;
+
+use super::central::{Sink, Slot};
+use super::driver::Driver;
+use super::engine::Engine;
+use super::errno::error_of;
+use super::poller::Poller;
+use super::socket::{Context, Socket};
+use super::syscall;
+use super::watch::Sightings;
+use crate::error::Error;
+use crate::operation::OperationKind;
+use crate::port::Completion;
+
+pub(crate) struct Worker<D: Driver> {
+    pub(crate) slot: Arc<Slot>,
+    pub(crate) poller: Poller<D>,
+    engine: Weak<Engine<D>>,
+    /// Held by the worker's thread while it is inside the library, its waits included; free exactly
+    /// while the thread is in a handler, so that another worker can take over (rescue).
+    local: Mutex<Local<D>>,
+    /// Sources that ask to be served here.
+    inbox: Mutex<Vec<Arc<Socket<D>>>>,
+    inbox_len: AtomicUsize,
+    pub(crate) wait_calls: AtomicU64,
+    /// Bytes of receive buffers that its pool holds.
+    pub(crate) pool_bytes: AtomicU64,
+}
+
+/// What only the holder of the worker's lock touches.
+pub(crate) struct Local<D: Driver> {
+    /// `None` once the thread has left the port.
+    pub(crate) driver: Option<D>,
+    /// Packets that this worker collected itself.
+    pub(crate) queue: VecDeque<Completion>,
+    /// Packets taken from the shared queue since the driver last had its turn.
+    pub(crate) streak: usize,
+    /// When other workers were last looked at, and what was seen.
+    pub(crate) last_look: Option<Instant>,
+    pub(crate) sightings: Sightings,
+}
+
+impl<D: Driver> Worker<D> {
+    /// Makes the calling thread a worker of `engine`.
+    pub(crate) fn open(engine: &Arc<Engine<D>>, index: usize) -> Result<Arc<Self>, Error> {
+        let wake = syscall::eventfd().map_err(|errno| error_of(OperationKind::Dequeue, errno))?;
+        let poller = Poller::new(&wake)?;
+        let driver = D::open(&engine.config, &poller, wake.as_raw_fd())?;
+        let slot = Arc::new(Slot::new(index, wake));
+        Ok(Arc::new(Self {
+            slot,
+            poller,
+            engine: Arc::downgrade(engine),
+            local: Mutex::new(Local {
+                driver: Some(driver),
+                queue: VecDeque::with_capacity(256),
+                streak: 0,
+                last_look: None,
+                sightings: Sightings::default(),
+            }),
+            inbox: Mutex::new(Vec::new()),
+            inbox_len: AtomicUsize::new(0),
+            wait_calls: AtomicU64::new(0),
+            pool_bytes: AtomicU64::new(0),
+        }))
+    }
+
+    /// The worker's own lock.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Local<D>> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker's own lock, if its thread is not inside the library.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Local<D>>> {
+        match self.local.try_lock() {
+            Ok(local) => Some(local),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Puts a source into the inbox. The caller wakes the worker.
+    pub(crate) fn hand(&self, socket: Arc<Socket<D>>) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.push(socket);
+        self.inbox_len.store(inbox.len(), Ordering::SeqCst);
+    }
+
+    /// Whether a source asks to be served.
+    pub(crate) fn has_inbox(&self) -> bool {
+        self.inbox_len.load(Ordering::SeqCst) > 0
+    }
+
+    /// Serves every source that asked. `local` is this worker's own.
+    pub(crate) fn serve_inbox(&self, local: &mut Local<D>, engine: &Engine<D>) {
+        if !self.has_inbox() {
+            return;
+        }
+        let sockets = self.take_inbox();
+        let mut sink = Sink { central: &engine.central, local: Some(&mut local.queue) };
+        let mut context =
+            Context::new(local.driver.as_mut(), Some(self.slot.index), &mut sink);
+        for socket in &sockets {
+            socket.serve(&mut context);
+        }
+    }
+
+    fn take_inbox(&self) -> Vec<Arc<Socket<D>>> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        self.inbox_len.store(0, Ordering::SeqCst);
+        std::mem::take(&mut *inbox)
+    }
+
+    /// The thread leaves the port: what the kernel holds for it ends, what it had collected goes to
+    /// the others, and so do its sources (rule 88).
+    fn leave(self: &Arc<Self>) {
+        let Some(engine) = self.engine.upgrade() else {
+            self.lock().driver = None;
+            return;
+        };
+        let mut local = self.lock();
+        let Local { driver, queue, .. } = &mut *local;
+        let driver = driver.take();
+        if let Some(mut driver) = driver {
+            let mut sink = Sink { central: &engine.central, local: Some(queue) };
+            driver.retire(&mut sink);
+        }
+        let mut packets = std::mem::take(queue);
+        drop(local);
+        engine.central.append(&mut packets);
+        engine.remove_worker(self);
+        // What asked to be served here asks at its new home.
+        let asking = self.take_inbox();
+        engine.in_context(|context| asking.iter().for_each(|socket| socket.serve(context)));
+        engine.central.leave(&self.slot);
+        drop(packets);
+        super::central::drop_orphans();
+    }
+}
+
+/// A worker of whatever port, as its thread remembers it.
+trait Membership: Any {
+    fn leave(self: Arc<Self>);
+    fn is_over(&self) -> bool;
+    fn release_slot(&self);
+}
+
+impl<D: Driver> Membership for Worker<D> {
+    fn leave(self: Arc<Self>) {
+        Worker::leave(&self);
+    }
+
+    fn is_over(&self) -> bool {
+        self.engine.upgrade().is_none_or(|engine| engine.central.is_closed())
+    }
+
+    fn release_slot(&self) {
+        if let Some(engine) = self.engine.upgrade() {
+            engine.central.give_up(&self.slot);
+        }
+    }
+}
+
+struct Member {
+    engine: u64,
+    worker: Arc<dyn Membership>,
+    /// The same worker, for a look at its type.
+    any: Arc<dyn Any + Send + Sync>,
+}
+
+/// The ports that the thread has dequeued from; the one it did so last is first.
+struct Memberships(Vec<Member>);
+
+impl Drop for Memberships {
+    fn drop(&mut self) {
+        for member in self.0.drain(..) {
+            member.worker.leave();
+        }
+    }
+}
+
+thread_local! {
+    static MEMBERSHIPS: RefCell<Memberships> = const { RefCell::new(Memberships(Vec::new())) };
+}
+
+/// The calling thread's worker of engine `engine`, if it has one.
+pub(crate) fn current<D: Driver>(engine: u64) -> Option<Arc<Worker<D>>> {
+    MEMBERSHIPS
+        .try_with(|memberships| {
+            let memberships = memberships.try_borrow().ok()?;
+            let member = memberships.0.iter().find(|member| member.engine == engine)?;
+            Arc::clone(&member.any).downcast().ok()
+        })
+        .ok()
+        .flatten()
+}
+
+/// Makes `engine` the port that the thread belongs to: its slot at another port is released (rule
+/// 39). Also lets go of ports that are closed.
+pub(crate) fn enter(engine: u64) {
+    let over = MEMBERSHIPS.try_with(|memberships| {
+        let Ok(mut memberships) = memberships.try_borrow_mut() else { return Vec::new() };
+        let members = &mut memberships.0;
+        if members.first().is_some_and(|member| member.engine == engine) {
+            return Vec::new();
+        }
+        if let Some(first) = members.first() {
+            first.worker.release_slot();
+        }
+        if let Some(position) = members.iter().position(|member| member.engine == engine) {
+            members[..=position].rotate_right(1);
+        }
+        let mut over = Vec::new();
+        let mut index = 0;
+        while index < members.len() {
+            if members[index].engine != engine && members[index].worker.is_over() {
+                over.push(members.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        over
+    });
+    for member in over.into_iter().flatten() {
+        member.worker.leave();
+    }
+}
+
+/// Remembers that the calling thread is `worker` of engine `engine`.
+pub(crate) fn remember<D: Driver>(engine: u64, worker: &Arc<Worker<D>>) {
+    // During the thread's end there is nothing to remember with: then the worker is left at once
+    // by whoever drops it last.
+    let _ = MEMBERSHIPS.try_with(|memberships| {
+        let member = Member {
+            engine,
+            worker: Arc::clone(worker) as _,
+            any: Arc::clone(worker) as _,
+        };
+        memberships.borrow_mut().0.insert(0, member);
+    });
+}
+
+/// The calling thread leaves engine `engine`.
+pub(crate) fn leave(engine: u64) {
+    let member = MEMBERSHIPS.try_with(|memberships| {
+        let mut memberships = memberships.try_borrow_mut().ok()?;
+        let position = memberships.0.iter().position(|member| member.engine == engine)?;
+        Some(memberships.0.remove(position))
+    });
+    if let Ok(Some(member)) = member {
+        member.worker.leave();
+    }
+}

@@ -1,0 +1,222 @@
+//! The seam between the port and the kernel, and the choice of a backend.
+//!
+//! # What a backend supplies
+//! A backend is a [`Backend`] (one per port) that makes [`BackendSource`]s (one per associated
+//! socket or file). The seam is cut at *operations and packets*, not at readiness, so that each
+//! kind of kernel fits it:
+//!
+//! | | `io_uring` | `epoll` | native Windows port | simulated |
+//! |---|---|---|---|---|
+//! | queue, release order, concurrency limit | [`linux`] | [`linux`] | the kernel | a scheduler driven by a seed |
+//! | stream receives | multishot, into the pool | readiness, then `recv` | `WSARecv` | simulated |
+//! | stream sends | batched submissions | `sendmsg` at once | `WSASend` | simulated |
+//! | accept, connect, datagrams | readiness | readiness | `AcceptEx`, `ConnectEx`, ... | simulated |
+//! | files | a ring of their own | a bounded pool of threads | overlapped files | simulated |
+//!
+//! Whatever the backend does, it keeps these promises; the tests hold each backend to them:
+//!
+//! 1. `start` either takes the operation, and then exactly one final packet with it is queued
+//!    (rules 44, 45), or gives it back whole in the error and queues nothing.
+//! 2. An operation's state is complete before any system call that can finish it, because another
+//!    thread may dequeue its packet before that call has returned.
+//! 3. No memory of an operation is in use by the kernel once its packet can be dequeued.
+//! 4. A cancelled operation that had succeeded carries what it got.
+//! 5. `close` of a source ends everything that is pending on it, each with a packet
+//!    ([`ConnectionAborted`](crate::ErrorKind::ConnectionAborted) for stream and datagram
+//!    operations, rule 75; [`Cancelled`](crate::ErrorKind::Cancelled) for accepts and files, rule
+//!    76). Packets that are queued already keep their results (rule 77).
+//! 6. `close` of the port wakes every waiter, frees what is in flight, and leaves no descriptor
+//!    and no thread behind.
+//!
+//! Backends are found by probing, never by a version number, and each can be forced at run time.
+
+#[cfg(target_os = "linux")]
+mod epoll;
+#[cfg(target_os = "linux")]
+mod io_uring;
+#[cfg(target_os = "linux")]
+mod linux;
+
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, Socket};
+
+use crate::error::{DequeueError, Error, ErrorKind, Rejected};
+use crate::operation::{Operation, OperationId, OperationKind};
+use crate::port::{Completion, Config, PortCounters};
+
+/// A completion port of one kind of kernel. Every method may be called from any thread.
+pub(crate) trait Backend: Send + Sync {
+    /// Which backend this is, with which features.
+    fn describe(&self) -> &BackendDescription;
+    /// The concurrency limit in force, never 0.
+    fn concurrency(&self) -> usize;
+    /// What the port has done so far.
+    fn counters(&self) -> PortCounters;
+    /// Takes a source in, or gives it back.
+    fn associate(
+        self: Arc<Self>,
+        source: RawSource,
+        key: usize,
+    ) -> Result<Arc<dyn BackendSource>, (Error, RawSource)>;
+    /// Fills `completions` from the front, waiting for the first; at least one on success.
+    fn dequeue(
+        &self,
+        completions: &mut [Option<Completion>],
+        timeout: Option<Duration>,
+    ) -> Result<usize, DequeueError>;
+    /// Queues a packet.
+    fn post(&self, packet: Completion) -> Result<(), Rejected>;
+    /// Queues a packet with this operation at `deadline`.
+    fn start_timer(&self, key: usize, deadline: Instant, operation: Operation)
+    -> Result<(), Rejected>;
+    /// Ends a timer before its time, with a packet; `false` where there is none.
+    fn cancel_timer(&self, timer: OperationId) -> bool;
+    /// The calling thread gives up its slot; `false` where it has none.
+    fn enter_blocking(&self) -> bool;
+    /// The calling thread takes its slot again.
+    fn leave_blocking(&self);
+    /// Closes the port. May be called more than once.
+    fn close(&self);
+}
+
+/// An associated source. Every method may be called from any thread.
+pub(crate) trait BackendSource: Send + Sync {
+    /// The key of its packets.
+    fn key(&self) -> usize;
+    /// The socket, for its options; an error for a file.
+    fn socket(&self) -> io::Result<SockRef<'_>>;
+    /// Starts a prepared operation.
+    fn start(self: Arc<Self>, operation: Operation) -> Result<(), Rejected>;
+    /// Cancels one operation; `false` where it is not pending.
+    fn cancel(&self, operation: OperationId) -> bool;
+    /// Cancels everything that is pending, and says how much that was.
+    fn cancel_all(&self) -> usize;
+    /// Shuts a direction down.
+    fn shutdown(&self, how: Shutdown) -> Result<(), Error>;
+    /// The last handle is gone: close the source.
+    fn close(&self);
+}
+
+/// A source as the public layer hands it to a backend.
+pub(crate) enum RawSource {
+    Stream(Socket),
+    Listener(Socket),
+    Datagram(Socket),
+    File(std::fs::File),
+}
+
+/// Which backend to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// io_uring where it is to be had with every feature needed, else epoll.
+    #[default]
+    Automatic,
+    /// io_uring, or an error.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+impl BackendChoice {
+    /// Reads a name as `PROACTOR_BACKEND` has it: `auto`, `io_uring` or `epoll`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for any other name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "auto" | "" => Ok(Self::Automatic),
+            "io_uring" => Ok(Self::IoUring),
+            "epoll" => Ok(Self::Epoll),
+            _ => Err(Error::new(OperationKind::CreatePort, ErrorKind::InvalidInput)),
+        }
+    }
+}
+
+/// One feature that a backend uses where the machine offers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capability {
+    /// The feature's name, as the kernel's documentation has it.
+    pub name: &'static str,
+    /// Whether it is there and used.
+    pub available: bool,
+    /// Whether the backend cannot do without it.
+    pub required: bool,
+    /// What it is for; where it is missing, why, and what would change that.
+    pub detail: String,
+}
+
+/// Which backend a port uses or would use, and why.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BackendDescription {
+    /// `io_uring` or `epoll`.
+    pub name: &'static str,
+    /// What was probed, whether it is used, and why not.
+    pub capabilities: Vec<Capability>,
+    /// Where a better backend was refused: the call, the error and the likely cause.
+    pub degraded: Option<String>,
+}
+
+impl BackendDescription {
+    /// `io_uring` or `epoll`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl fmt::Display for BackendDescription {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name)?;
+        let used: Vec<&str> =
+            self.capabilities.iter().filter(|c| c.available).map(|c| c.name).collect();
+        if !used.is_empty() {
+            write!(formatter, " ({})", used.join(", "))?;
+        }
+        for missing in self.capabilities.iter().filter(|c| !c.available) {
+            write!(formatter, "; without {}: {}", missing.name, missing.detail)?;
+        }
+        match &self.degraded {
+            Some(reason) => write!(formatter, "; {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looks at what this machine offers, and says what a port created with `choice` would use.
+///
+/// # Errors
+/// Where a forced backend is not to be had; the error names the call that was refused.
+pub fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> {
+    #[cfg(target_os = "linux")]
+    return linux::probe(choice);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = choice;
+        Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported))
+    }
+}
+
+/// Opens a port as `config` says.
+pub(crate) fn open(config: &Config) -> Result<Arc<dyn Backend>, Error> {
+    let choice = match config.backend {
+        Some(choice) => choice,
+        None => match std::env::var("PROACTOR_BACKEND") {
+            Ok(name) => BackendChoice::from_name(&name)?,
+            Err(_) => BackendChoice::Automatic,
+        },
+    };
+    #[cfg(target_os = "linux")]
+    return linux::open(choice, config);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = choice;
+        Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported))
+    }
+}

@@ -1,0 +1,148 @@
+//! Threads that a test gives pieces of work to, one after the other.
+//!
+//! Between two pieces a worker spins. To the port it is a thread that runs its handler: it neither
+//! waits nor blocks, so it keeps its slot (rule 39).
+
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::HANG;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// One thread.
+pub struct Worker {
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+    task: u32,
+}
+
+impl Worker {
+    pub fn spawn() -> Self {
+        let (work, queue) = mpsc::channel::<Work>();
+        let (tell_task, task) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            tell_task.send(current_task()).unwrap();
+            loop {
+                match queue.try_recv() {
+                    Ok(work) => work(),
+                    Err(TryRecvError::Empty) => thread::yield_now(),
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+        });
+        let task = task.recv_timeout(HANG).expect("the thread starts");
+        Self { work: Some(work), thread: Some(thread), task }
+    }
+
+    /// Gives the thread work; does not wait for it.
+    pub fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Answer<T> {
+        let (tell, answer) = mpsc::channel();
+        let work: Work = Box::new(move || {
+            // Nobody listens where the test is over.
+            let _ = tell.send(work());
+        });
+        self.work.as_ref().unwrap().send(work).expect("the worker is there");
+        Answer(answer)
+    }
+
+    /// Gives the thread work and waits for its end.
+    #[track_caller]
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.start(work).wait()
+    }
+
+    /// Gives the thread work that ends in a wait at the port, and returns once it waits there.
+    pub fn park<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Answer<T> {
+        let (tell_started, started) = mpsc::channel();
+        let answer = self.start(move || {
+            tell_started.send(()).unwrap();
+            work()
+        });
+        started.recv_timeout(HANG).expect("the worker takes its work");
+        wait_until_asleep(self.task);
+        answer
+    }
+
+    /// Ends the thread.
+    pub fn exit(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.work = None;
+        let result = self.thread.take().map(JoinHandle::join);
+        if !thread::panicking() {
+            result.transpose().expect("the worker did not panic");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.end();
+        }
+    }
+}
+
+/// What a piece of work will give.
+pub struct Answer<T>(mpsc::Receiver<T>);
+
+impl<T> Answer<T> {
+    #[track_caller]
+    pub fn wait(self) -> T {
+        match self.0.recv_timeout(HANG) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => panic!("a worker did not come back"),
+            Err(RecvTimeoutError::Disconnected) => panic!("a worker panicked"),
+        }
+    }
+
+    /// The answer, if it comes within `time`.
+    pub fn within(&self, time: Duration) -> Option<T> {
+        self.0.recv_timeout(time).ok()
+    }
+}
+
+/// The calling thread, as `/proc/self/task` names it.
+fn current_task() -> u32 {
+    let link = std::fs::read_link("/proc/thread-self").expect("/proc is mounted");
+    link.file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+/// Waits until a thread sleeps and goes on sleeping. It may wake now and then to look around.
+fn wait_until_asleep(task: u32) {
+    const LOOKS: u32 = 20;
+    let deadline = Instant::now() + HANG;
+    let mut asleep = 0;
+    while asleep < LOOKS {
+        assert!(Instant::now() < deadline, "a worker should wait at the port, and does not");
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap();
+        let state = stat.rsplit(") ").next().unwrap();
+        if state.starts_with('S') {
+            asleep += 1;
+        }
+        // Looks that are too close together could all fall into one short wait for a lock.
+        thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Keeps the calling thread busy until `done`, and never waits in the kernel.
+#[track_caller]
+pub fn spin_until(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !done() {
+        assert!(Instant::now() < deadline, "spun in vain");
+        for _ in 0..100 {
+            std::hint::spin_loop();
+        }
+    }
+}
