@@ -327,6 +327,11 @@ pub(crate) struct Sink<'a> {
 }
 
 impl Sink<'_> {
+    /// Whether the worker has packets of its own at hand.
+    pub(crate) fn has_local(&self) -> bool {
+        self.local.as_ref().is_some_and(|local| !local.is_empty())
+    }
+
     /// Queues a packet.
     pub(crate) fn push(&mut self, packet: Completion) {
         if let Some(local) = &mut self.local

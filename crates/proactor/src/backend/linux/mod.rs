@@ -38,6 +38,7 @@ mod worker;
 use std::sync::Arc;
 
 use super::epoll::EpollDriver;
+use super::io_uring::RingDriver;
 use super::{Backend, BackendChoice, BackendDescription};
 use crate::error::Error;
 use crate::port::Config;
@@ -49,5 +50,8 @@ pub(crate) fn probe(_choice: BackendChoice) -> Result<BackendDescription, Error>
 
 pub(crate) fn open(choice: BackendChoice, config: &Config) -> Result<Arc<dyn Backend>, Error> {
     let description = probe(choice)?;
-    Ok(Engine::<EpollDriver>::new(config, description))
+    Ok(match choice {
+        BackendChoice::Epoll => Engine::<EpollDriver>::new(config, description),
+        _ => Engine::<RingDriver>::new(config, description),
+    })
 }

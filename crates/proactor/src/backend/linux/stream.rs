@@ -60,6 +60,8 @@ pub(crate) struct Stream {
     /// How many of the first sends' buffers the driver's submission points to. They stay where
     /// they are until it has completed.
     pub(crate) pinned: usize,
+    /// How many bytes that submission asks to send.
+    pub(crate) pinned_bytes: usize,
     /// A send is queued with the driver or submitted.
     pub(crate) sending: bool,
     pub(crate) send_error: Option<Error>,
@@ -87,6 +89,7 @@ impl Stream {
             sequence: 0,
             sends: VecDeque::new(),
             pinned: 0,
+            pinned_bytes: 0,
             sending: false,
             send_error: None,
             shut_receive: false,

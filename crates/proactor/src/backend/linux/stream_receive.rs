@@ -231,6 +231,15 @@ impl<D: Driver> Socket<D> {
         self.continue_receiving(&mut state, context);
     }
 
+    /// The driver's receive found no buffer: it is asked again when there is one.
+    pub(crate) fn receive_starved(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if let Role::Stream(stream) = &mut state.role {
+            stream.receiving = Receiving::No;
+            self.engine.starve(Arc::clone(self));
+        }
+    }
+
     /// Reading has run too far ahead: asks the driver to stop, and for less from now on.
     fn stop_receiving(self: &Arc<Self>, state: &mut State<D>, context: &mut Context<'_, '_, D>) {
         let Role::Stream(stream) = &mut state.role else { return };

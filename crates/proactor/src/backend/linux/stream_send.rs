@@ -222,6 +222,7 @@ impl<D: Driver> Socket<D> {
             return false;
         }
         stream.pinned = stream.gather_sends(slices);
+        stream.pinned_bytes = slices.iter().map(|slice| slice.iov_len).sum();
         true
     }
 
@@ -237,15 +238,15 @@ impl<D: Driver> Socket<D> {
         }
     }
 
-    /// The driver's send has completed: `Ok` bytes of `wanted` went out.
+    /// The driver's send has completed.
     pub(crate) fn send_completed(
         self: &Arc<Self>,
         outcome: Result<usize, i32>,
-        wanted: usize,
         context: &mut Context<'_, '_, D>,
     ) {
         let mut state = self.lock();
         let Role::Stream(stream) = &mut state.role else { return };
+        let wanted = stream.pinned_bytes;
         stream.pinned = 0;
         stream.sending = false;
         match outcome {
