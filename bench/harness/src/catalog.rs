@@ -7,30 +7,13 @@ use std::process::Command;
 use serde::Serialize;
 
 /// The peers of this workspace, in the order of the tables.
-const RUST_PEERS: [&str; 7] = [
-    "raw-uring",
-    "raw-epoll",
-    "tokio",
-    "compio",
-    "monoio",
-    "glommio",
-    "threads",
-];
+const RUST_PEERS: [&str; 7] =
+    ["raw-uring", "raw-epoll", "tokio", "compio", "monoio", "glommio", "threads"];
 
 /// The peers in other languages, and how they are built.
 const NATIVE_PEERS: [(&str, &str, &str, &[&str]); 2] = [
-    (
-        "libuv",
-        "peer-libuv.c",
-        "cc",
-        &["-O2", "-std=gnu11", "-luv", "-pthread"],
-    ),
-    (
-        "asio",
-        "peer-asio.cpp",
-        "c++",
-        &["-O2", "-std=c++17", "-DASIO_STANDALONE", "-pthread"],
-    ),
+    ("libuv", "peer-libuv.c", "cc", &["-O2", "-std=gnu11", "-luv", "-pthread"]),
+    ("asio", "peer-asio.cpp", "c++", &["-O2", "-std=c++17", "-DASIO_STANDALONE", "-pthread"]),
 ];
 
 /// A server that can be started.
@@ -57,13 +40,7 @@ impl Server {
     fn peer(name: &str, binary: &Path, workers: Option<usize>) -> Self {
         let suffix = workers.map_or(String::new(), |workers| format!("@{workers}"));
         let binary = binary.display().to_string();
-        let options = [
-            "--listen",
-            "127.0.0.1:0",
-            "--workers",
-            "{workers}",
-            "{stall}",
-        ];
+        let options = ["--listen", "127.0.0.1:0", "--workers", "{workers}", "{stall}"];
         Self {
             name: format!("{name}{suffix}"),
             command: [binary.as_str()]
@@ -77,19 +54,14 @@ impl Server {
 
     /// A server from `NAME=COMMAND`.
     pub fn external(text: &str) -> Result<Self, String> {
-        let (name, command) = text
-            .split_once('=')
-            .ok_or_else(|| format!("{text:?} is not NAME=COMMAND"))?;
+        let (name, command) =
+            text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=COMMAND"))?;
         let command =
             shlex::split(command).ok_or_else(|| format!("unbalanced quotes in {command:?}"))?;
         if name.is_empty() || command.is_empty() {
             return Err(format!("{text:?} is not NAME=COMMAND"));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            command,
-            workers: None,
-        })
+        Ok(Self { name: name.to_owned(), command, workers: None })
     }
 
     /// The words to execute, with the placeholders filled in.
@@ -98,25 +70,16 @@ impl Server {
         self.command
             .iter()
             .filter(|word| stall_marks || *word != "{stall}")
-            .map(|word| {
-                word.replace("{workers}", &workers)
-                    .replace("{stall}", "--stall-marks")
-            })
+            .map(|word| word.replace("{workers}", &workers).replace("{stall}", "--stall-marks"))
             .collect()
     }
 }
 
 /// Finds or builds the peers: those named, or all.
 pub fn peers(names: &[String], directory: &Path) -> (Vec<Server>, Vec<Skipped>) {
-    let all = RUST_PEERS
-        .iter()
-        .copied()
-        .chain(NATIVE_PEERS.iter().map(|peer| peer.0));
-    let names: Vec<String> = if names.is_empty() {
-        all.map(str::to_owned).collect()
-    } else {
-        names.to_vec()
-    };
+    let all = RUST_PEERS.iter().copied().chain(NATIVE_PEERS.iter().map(|peer| peer.0));
+    let names: Vec<String> =
+        if names.is_empty() { all.map(str::to_owned).collect() } else { names.to_vec() };
     let mut servers = Vec::new();
     let mut skipped = Vec::new();
     for name in names {
@@ -131,9 +94,8 @@ pub fn peers(names: &[String], directory: &Path) -> (Vec<Server>, Vec<Skipped>) 
 fn peer(name: &str, directory: &Path) -> Result<Server, String> {
     let (base, workers) = match name.split_once('@') {
         Some((base, workers)) => {
-            let workers = workers
-                .parse()
-                .map_err(|_| format!("{workers:?} is not a number of workers"))?;
+            let workers =
+                workers.parse().map_err(|_| format!("{workers:?} is not a number of workers"))?;
             (base, Some(workers))
         }
         None => (name, None),
@@ -148,10 +110,7 @@ fn peer(name: &str, directory: &Path) -> Result<Server, String> {
     }
     let binary = directory.join(format!("peer-{base}"));
     if !binary.exists() {
-        return Err(format!(
-            "{} is missing: cargo build --release in bench/",
-            binary.display()
-        ));
+        return Err(format!("{} is missing: cargo build --release in bench/", binary.display()));
     }
     Ok(Server::peer(base, &binary, workers))
 }
@@ -168,9 +127,7 @@ fn build_native(
     flags: &[&str],
     directory: &Path,
 ) -> Result<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../cpp")
-        .join(source);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cpp").join(source);
     let stem = source.file_stem().expect("the source has a name");
     let binary = directory.join(stem);
     let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
@@ -188,18 +145,13 @@ fn build_native(
         return Ok(binary);
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    let first = errors
-        .lines()
-        .find(|line| line.contains("error"))
-        .unwrap_or("failed");
+    let first = errors.lines().find(|line| line.contains("error")).unwrap_or("failed");
     Err(format!("{compiler}: {first}"))
 }
 
 /// The names of all peers, for `--list`.
 pub fn peer_names() -> impl Iterator<Item = &'static str> {
-    RUST_PEERS
-        .into_iter()
-        .chain(NATIVE_PEERS.iter().map(|peer| peer.0))
+    RUST_PEERS.into_iter().chain(NATIVE_PEERS.iter().map(|peer| peer.0))
 }
 
 #[cfg(test)]
@@ -210,10 +162,7 @@ mod tests {
     fn placeholders_are_filled_in() {
         let server =
             Server::external("mine=/bin/mine --workers {workers} {stall} 'two words'").unwrap();
-        assert_eq!(
-            server.words(3, false),
-            ["/bin/mine", "--workers", "3", "two words"]
-        );
+        assert_eq!(server.words(3, false), ["/bin/mine", "--workers", "3", "two words"]);
         assert_eq!(server.words(1, true)[3], "--stall-marks");
         assert!(Server::external("no command").is_err());
         assert!(Server::external("name='open").is_err());

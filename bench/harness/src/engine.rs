@@ -118,9 +118,7 @@ impl Load {
         Ok(Self {
             epoll,
             connections: opened,
-            pattern: (0..largest_bytes)
-                .map(|_| random.below(256) as u8)
-                .collect(),
+            pattern: (0..largest_bytes).map(|_| random.below(256) as u8).collect(),
             buffer: vec![0; largest_bytes],
             latencies: histogram(),
             round_trips: 0,

@@ -57,10 +57,8 @@ pub fn run(
             Ok(results) => all.push(results),
             Err(reason) => {
                 eprintln!("  {} failed: {reason}", server.name);
-                skipped.push(Skipped {
-                    name: server.name.clone(),
-                    reason: format!("idle: {reason}"),
-                });
+                skipped
+                    .push(Skipped { name: server.name.clone(), reason: format!("idle: {reason}") });
             }
         }
     }

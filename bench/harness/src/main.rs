@@ -79,6 +79,10 @@ struct Arguments {
     /// the stall scenario is always free)
     #[arg(long, value_enum)]
     placement: Option<Placement>,
+    /// Repeat an echo slice, up to 4 times, in which other processes used more
+    /// than this share of one CPU, in percent
+    #[arg(long, default_value_t = 30.0)]
+    foreign_limit_percent: f64,
     /// What a marked message does to its handler
     #[arg(long, value_enum, default_value = "block")]
     stall_kind: stall::Kind,
@@ -139,12 +143,7 @@ impl Arguments {
     }
 
     fn check(&self) -> Result<(), String> {
-        let positive = [
-            self.rounds,
-            self.workers,
-            self.stall_workers,
-            self.idle_connections,
-        ];
+        let positive = [self.rounds, self.workers, self.stall_workers, self.idle_connections];
         if positive.contains(&0) || self.slice_ms == 0 || self.connections.contains(&0) {
             return Err("counts and times must be at least 1".into());
         }
@@ -162,6 +161,7 @@ impl Arguments {
             slice_ms: self.slice_ms,
             warm_up_ms: self.warm_up_ms,
             workers: self.workers,
+            foreign_limit_percent: self.foreign_limit_percent,
             server_cpus: server_cpus.to_vec(),
             seed: self.seed,
         }
@@ -216,10 +216,7 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     sys::sharpen_timers();
     let report = measure(arguments, &servers, &directory, &mut skipped)
         .map_err(|error| error.to_string())?;
-    print!(
-        "{}",
-        report.markdown(&short(&arguments.baselines), arguments.markdown)
-    );
+    print!("{}", report.markdown(&short(&arguments.baselines), arguments.markdown));
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
         std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))?;

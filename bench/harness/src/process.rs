@@ -43,9 +43,7 @@ impl Process {
         // SAFETY: it makes system calls only, which is allowed between fork
         // and exec.
         unsafe { command.pre_exec(move || sys::prepare_child(&cpus)) };
-        let mut child = command
-            .spawn()
-            .map_err(|error| format!("{}: {error}", words[0]))?;
+        let mut child = command.spawn().map_err(|error| format!("{}: {error}", words[0]))?;
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let (sender, receiver) = mpsc::channel();
         // The thread goes on reading, so that a talkative server never blocks
@@ -62,11 +60,7 @@ impl Process {
             .and_then(|line| address_in(&line).ok_or(format!("unexpected first line {line:?}")));
         let clock = CpuClock::of_process(child.id()).map_err(|error| error.to_string());
         match (address, clock) {
-            (Ok(address), Ok(clock)) => Ok(Self {
-                child,
-                address,
-                clock,
-            }),
+            (Ok(address), Ok(clock)) => Ok(Self { child, address, clock }),
             (address, clock) => {
                 stop(&mut child);
                 Err([address.err(), clock.err()]
@@ -156,10 +150,7 @@ mod tests {
     fn the_address_is_found_in_the_first_line() {
         let expected = Some(SocketAddr::from(([127, 0, 0, 1], 80)));
         assert_eq!(address_in("listening on 127.0.0.1:80"), expected);
-        assert_eq!(
-            address_in("echo: listening on 127.0.0.1:80, 2 workers"),
-            expected
-        );
+        assert_eq!(address_in("echo: listening on 127.0.0.1:80, 2 workers"), expected);
         assert_eq!(address_in("hello"), None);
     }
 

@@ -89,16 +89,11 @@ impl Report {
 
     /// CPU per round trip as a ratio to one baseline, for one message size.
     fn ratios(&self, baseline: &str, size: usize) -> String {
-        let scenarios: Vec<&Scenario> = self
-            .echo
-            .iter()
-            .filter(|scenario| scenario.message_bytes == size)
-            .collect();
+        let scenarios: Vec<&Scenario> =
+            self.echo.iter().filter(|scenario| scenario.message_bytes == size).collect();
         let ratio = |scenario: &Scenario, name: &str| -> Option<Spread> {
             let mut servers = scenario.servers.iter();
-            servers
-                .find(|server| server.name == name)?
-                .ratio_to(baseline)
+            servers.find(|server| server.name == name)?.ratio_to(baseline)
         };
         // Ordered by the middle scenario: 50 connections, as a rule.
         let Some(middle) = scenarios.get(scenarios.len() / 2) else {
@@ -134,13 +129,8 @@ impl Report {
         let Some(plan) = &self.stall_plan else {
             return String::new();
         };
-        let mut table = Table::new(&[
-            "server",
-            "p99, ms",
-            "p99.9, ms",
-            "p50, ms",
-            "CPU per message, us",
-        ]);
+        let mut table =
+            Table::new(&["server", "p99, ms", "p99.9, ms", "p50, ms", "CPU per message, us"]);
         let mut order: Vec<&stall::Results> = self.stall.iter().collect();
         let p99 = |results: &stall::Results| results.spread(|slice| slice.p99_ms);
         order.sort_by(|left, right| {
@@ -259,9 +249,7 @@ struct Table {
 
 impl Table {
     fn new(head: &[&str]) -> Self {
-        Self {
-            rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()],
-        }
+        Self { rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
     }
 
     fn head(&mut self, cell: String) {
@@ -275,15 +263,8 @@ impl Table {
 
     fn render(&self, title: &str) -> String {
         let columns = self.rows[0].len();
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-        };
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| width(column).unwrap_or(0))
-            .collect();
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = format!("**{title}**\n\n");
         for (number, row) in self.rows.iter().enumerate() {
             text += "|";

@@ -120,10 +120,7 @@ pub fn run(
     let mut contestants = contestants(servers, plan, skipped);
     let mut results: Vec<Results> = contestants
         .iter()
-        .map(|contestant| Results {
-            name: contestant.name.clone(),
-            rounds: Vec::new(),
-        })
+        .map(|contestant| Results { name: contestant.name.clone(), rounds: Vec::new() })
         .collect();
     let mut random = Random::new(plan.seed);
     let mut failed = vec![false; contestants.len()];
@@ -131,11 +128,7 @@ pub fn run(
         eprintln!("  round {} of {}", round + 1, plan.rounds);
         let mut order: Vec<usize> = (0..contestants.len()).collect();
         random.shuffle(&mut order);
-        for index in order
-            .into_iter()
-            .filter(|&index| !failed[index])
-            .collect::<Vec<_>>()
-        {
+        for index in order.into_iter().filter(|&index| !failed[index]).collect::<Vec<_>>() {
             let contestant = &mut contestants[index];
             // The same arrivals for every server of the round.
             let seed = plan.seed ^ ((round as u64 + 1) << 32);
@@ -173,12 +166,7 @@ fn contestants(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> V
             Ok((process, load))
         });
         match started {
-            Ok((process, load)) => contestants.push(Contestant {
-                name,
-                process,
-                load,
-                is_floor,
-            }),
+            Ok((process, load)) => contestants.push(Contestant { name, process, load, is_floor }),
             Err(reason) => skipped.push(Skipped { name, reason }),
         }
     }
@@ -264,12 +252,7 @@ impl OpenLoad {
                 under_way: false,
             });
         }
-        Ok(Self {
-            epoll,
-            connections: opened,
-            free: (0..connections).collect(),
-            number: 0,
-        })
+        Ok(Self { epoll, connections: opened, free: (0..connections).collect(), number: 0 })
     }
 
     /// One slice; returns the latencies of unmarked messages.
@@ -296,11 +279,7 @@ impl OpenLoad {
             if !more && self.free.len() == self.connections.len() {
                 return Ok(latencies);
             }
-            let wait = if more && due > now {
-                due - now
-            } else {
-                PATIENCE
-            };
+            let wait = if more && due > now { due - now } else { PATIENCE };
             let count = self.epoll.wait(wait)?;
             for position in 0..count {
                 let event = self.epoll.event(position);

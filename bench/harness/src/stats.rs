@@ -25,11 +25,7 @@ impl Spread {
         } else {
             f64::midpoint(values[middle - 1], values[middle])
         };
-        Some(Self {
-            median,
-            min: first,
-            max: last,
-        })
+        Some(Self { median, min: first, max: last })
     }
 
     /// `median (min..max)` with the given number of decimals.

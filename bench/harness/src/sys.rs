@@ -7,11 +7,7 @@ use std::time::Duration;
 
 /// Turns a negative result into the thread's last error.
 pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// CPU time of one process: all its threads, also ended ones, in nanoseconds.
@@ -37,10 +33,7 @@ impl CpuClock {
 
     /// CPU time used so far.
     pub fn now(self) -> io::Result<Duration> {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `time` is valid for the call.
         check(unsafe { libc::clock_gettime(self.0, &mut time) })?;
         Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
@@ -98,10 +91,7 @@ impl Epoll {
     /// Adds a descriptor, edge-triggered for both directions.
     pub fn add(&self, fd: RawFd, index: usize) -> io::Result<()> {
         let interest = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-        let mut event = libc::epoll_event {
-            events: interest as u32,
-            u64: index as u64,
-        };
+        let mut event = libc::epoll_event { events: interest as u32, u64: index as u64 };
         // SAFETY: `event` is valid for the call, which copies it.
         check(unsafe {
             libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event)
@@ -137,19 +127,13 @@ impl Epoll {
     /// Event number `position` of the last wait.
     pub fn event(&self, position: usize) -> Event {
         let event = self.events[position];
-        Event {
-            index: event.u64 as usize,
-            flags: event.events,
-        }
+        Event { index: event.u64 as usize, flags: event.events }
     }
 }
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid for both calls.
     unsafe {
         check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
@@ -250,9 +234,7 @@ fn allowed_cpus() -> io::Result<Vec<usize>> {
     };
     let all = 0..libc::CPU_SETSIZE as usize;
     // SAFETY: the number is below CPU_SETSIZE.
-    Ok(all
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect())
+    Ok(all.filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
 fn set_affinity(cpus: &[usize]) -> io::Result<()> {
@@ -277,20 +259,8 @@ pub fn prepare_child(cpus: &[usize]) -> io::Result<()> {
     set_affinity(cpus)?;
     // SAFETY: no pointers.
     unsafe {
-        check(libc::prctl(
-            libc::PR_SET_PDEATHSIG,
-            libc::SIGTERM as u64,
-            0,
-            0,
-            0,
-        ))?;
-        check(libc::prctl(
-            libc::PR_SET_TIMERSLACK,
-            DEFAULT_SLACK_NS,
-            0,
-            0,
-            0,
-        ))?;
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as u64, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_TIMERSLACK, DEFAULT_SLACK_NS, 0, 0, 0))?;
     }
     Ok(())
 }

@@ -43,12 +43,7 @@ pub fn run(
     duration: Duration,
     skipped: &mut Vec<Skipped>,
 ) -> Vec<Results> {
-    let slice = Slice {
-        connections,
-        message_bytes: 64,
-        warm_up: Duration::ZERO,
-        duration,
-    };
+    let slice = Slice { connections, message_bytes: 64, warm_up: Duration::ZERO, duration };
     let mut all = Vec::new();
     for server in servers {
         match measure(server, workers, cpus, slice) {
@@ -179,9 +174,7 @@ fn strace(process: &Process, load: &mut Load, slice: Slice) -> Result<u64, Strin
     thread::sleep(Duration::from_millis(500));
     let ran = load.run(process, slice);
     signal(tracer.id(), libc::SIGINT);
-    let output = tracer
-        .wait_with_output()
-        .map_err(|error| error.to_string())?;
+    let output = tracer.wait_with_output().map_err(|error| error.to_string())?;
     ran.map_err(|error| error.to_string())?;
     let table = String::from_utf8_lossy(&output.stderr);
     total_of(&table).ok_or_else(|| format!("strace said {table:?}"))

@@ -92,9 +92,7 @@ impl Options {
 
     /// The handler that these options ask for.
     pub fn handler(&self) -> Handler {
-        Handler {
-            stall_marks: self.stall_marks,
-        }
+        Handler { stall_marks: self.stall_marks }
     }
 }
 
@@ -189,9 +187,7 @@ where
         })
         .collect();
     for thread in threads {
-        thread
-            .join()
-            .map_err(|_| io::Error::other("worker panicked"))?;
+        thread.join().map_err(|_| io::Error::other("worker panicked"))?;
     }
     Ok(())
 }
@@ -203,10 +199,7 @@ pub fn announce(address: SocketAddr) {
 
 /// Raises the soft limit of open descriptors to the hard one, and returns it.
 pub fn raise_descriptor_limit() -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for both calls, which keep no pointer.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {

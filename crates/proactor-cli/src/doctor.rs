@@ -14,8 +14,5 @@ pub(crate) struct DoctorArgs {
 
 /// Looks at the machine and reports.
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
-    Err(Failure::new(format!(
-        "no check-up is in this build (json: {})",
-        args.json
-    )))
+    Err(Failure::new(format!("no check-up is in this build (json: {})", args.json)))
 }

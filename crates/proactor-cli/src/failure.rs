@@ -17,18 +17,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// The command was understood, and did not work.
     pub(crate) fn new(line: impl Into<String>) -> Self {
-        Self {
-            line: line.into(),
-            exit_code: EXIT_FAILURE,
-        }
+        Self { line: line.into(), exit_code: EXIT_FAILURE }
     }
 
     /// The command was not understood.
     pub(crate) fn usage(line: impl Into<String>) -> Self {
-        Self {
-            line: line.into(),
-            exit_code: EXIT_USAGE,
-        }
+        Self { line: line.into(), exit_code: EXIT_USAGE }
     }
 
     /// Says on stderr what is wrong, and gives the process its exit code.

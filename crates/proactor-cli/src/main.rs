@@ -21,10 +21,8 @@ const LOG_VARIABLE: &str = "PROACTOR_LOG";
 /// A completion port for Rust, from the command line.
 #[derive(Debug, Parser)]
 #[command(name = "proactor", version, about, max_term_width = 100)]
-#[command(
-    after_help = "Logging goes to stderr and follows PROACTOR_LOG, for example \
-                        PROACTOR_LOG=debug or PROACTOR_LOG=proactor=trace."
-)]
+#[command(after_help = "Logging goes to stderr and follows PROACTOR_LOG, for example \
+                        PROACTOR_LOG=debug or PROACTOR_LOG=proactor=trace.")]
 struct Command {
     #[command(subcommand)]
     action: Action,
@@ -60,26 +58,16 @@ fn main() -> ExitCode {
 /// Sends log lines to stderr, so that stdout carries nothing but results.
 fn start_logging() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
 /// Prints help where help was asked for, and otherwise one line that says what is wrong.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let asked_for = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    );
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if asked_for || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // A reader that went away, as in `proactor --help | head`, is no failure of ours.
         let _ = error.print();
-        return if asked_for {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::from(failure::EXIT_USAGE)
-        };
+        return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(failure::EXIT_USAGE) };
     }
     let text = error.render().to_string();
     let line: Vec<&str> = text

@@ -133,7 +133,11 @@ impl Error {
     }
 
     /// An error that the system reported, with the kind that the backend maps it to.
-    pub(crate) const fn with_raw(operation: OperationKind, kind: ErrorKind, raw_os_error: i32) -> Self {
+    pub(crate) const fn with_raw(
+        operation: OperationKind,
+        kind: ErrorKind,
+        raw_os_error: i32,
+    ) -> Self {
         Self { operation, kind, raw_os_error }
     }
 

@@ -5,9 +5,7 @@ mod common;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use common::*;
-use proactor::{
-    CompletionPort, DatagramSocket, ErrorKind, Operation, OperationKind, SendBuffer,
-};
+use proactor::{CompletionPort, DatagramSocket, ErrorKind, Operation, OperationKind, SendBuffer};
 use socket2::{Domain, Socket, Type};
 
 const RECV: OperationKind = OperationKind::RecvFrom;

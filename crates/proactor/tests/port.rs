@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::worker::Worker;
 use common::*;
-use proactor::{
-    BackendChoice, CompletionPort, DequeueError, ErrorKind, Operation, OperationKind,
-};
+use proactor::{BackendChoice, CompletionPort, DequeueError, ErrorKind, Operation, OperationKind};
 use socket2::{Domain, Socket, Type};
 
 fn empty_slots(count: usize) -> Vec<Option<proactor::Completion>> {

@@ -594,7 +594,8 @@ fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&AtomicBool)) {
         .iter()
         .map(|worker| {
             let (port, streams) = (Arc::clone(&port), Arc::clone(&streams));
-            let (handled, busy, done) = (Arc::clone(&handled), Arc::clone(&busy), Arc::clone(&done));
+            let (handled, busy, done) =
+                (Arc::clone(&handled), Arc::clone(&busy), Arc::clone(&done));
             worker.start(move || {
                 while let Ok(completion) = port.dequeue(None) {
                     let key = completion.key();

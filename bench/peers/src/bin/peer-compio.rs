@@ -22,28 +22,8 @@ fn main() -> io::Result<()> {
 
 fn serve(listener: StdListener, options: &Options) -> io::Result<()> {
     let mut proactor = ProactorBuilder::new();
-    proactor.capacity(4096);
-    match std::env::var("V").as_deref() {
-        Ok("coop") => {
-            proactor.coop_taskrun(true).single_issuer(true);
-        }
-        Ok("cooptf") => {
-            proactor
-                .coop_taskrun(true)
-                .single_issuer(true)
-                .taskrun_flag(true);
-        }
-        Ok("defertf") => {
-            proactor
-                .defer_taskrun(true)
-                .single_issuer(true)
-                .taskrun_flag(true);
-        }
-        Ok("defer") => {
-            proactor.single_issuer(true).defer_taskrun(true);
-        }
-        _ => {}
-    }
+    // Without these, every completion interrupts the thread.
+    proactor.capacity(4096).single_issuer(true).defer_taskrun(true).taskrun_flag(true);
     let runtime = RuntimeBuilder::new().with_proactor(proactor).build()?;
     runtime.block_on(accept_loop(listener, options))
 }

@@ -25,9 +25,7 @@ const ENDED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 fn main() -> io::Result<()> {
     let options = Options::from_arguments();
     let per_worker = options.clone();
-    serve_per_worker(&options, move |listener| {
-        Server::new(listener, &per_worker)?.run()
-    })
+    serve_per_worker(&options, move |listener| Server::new(listener, &per_worker)?.run())
 }
 
 /// Bytes that a connection's peer had no room for.
@@ -70,10 +68,7 @@ impl Server {
     }
 
     fn add(&self, fd: RawFd, events: u32) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events,
-            u64: fd as u64,
-        };
+        let mut event = libc::epoll_event { events, u64: fd as u64 };
         // SAFETY: `event` is valid for the call, which copies it.
         check(unsafe { libc::epoll_ctl(self.epoll, libc::EPOLL_CTL_ADD, fd, &mut event) })?;
         Ok(())
@@ -122,17 +117,7 @@ impl Server {
                         self.unsent.resize_with(slots, || None);
                     }
                     // Data that came before this call is reported as an edge.
-                    if self
-                        .add(
-                            fd,
-                            if std::env::var("V").is_ok() {
-                                libc::EPOLLIN as u32
-                            } else {
-                                INTEREST
-                            },
-                        )
-                        .is_err()
-                    {
+                    if self.add(fd, INTEREST).is_err() {
                         self.close(fd);
                     }
                 }
@@ -234,11 +219,7 @@ fn next_after(error: &io::Error) -> Next {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn check_size(result: isize) -> io::Result<usize> {

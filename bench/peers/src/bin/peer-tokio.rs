@@ -17,10 +17,7 @@ fn main() -> io::Result<()> {
     let runtime = if options.workers == 1 {
         Builder::new_current_thread().enable_all().build()?
     } else {
-        Builder::new_multi_thread()
-            .worker_threads(options.workers)
-            .enable_all()
-            .build()?
+        Builder::new_multi_thread().worker_threads(options.workers).enable_all().build()?
     };
     let listener = listen_and_announce(&options)?;
     let accept = async move { accept_loop(TcpListener::from_std(listener)?, &options).await };

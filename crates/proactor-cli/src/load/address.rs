@@ -58,14 +58,10 @@ pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
         return check_port(text, vec![address]);
     }
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err(format!(
-            "bad address '{text}': expected HOST:PORT, [V6]:PORT or unix:PATH"
-        ));
+        return Err(format!("bad address '{text}': expected HOST:PORT, [V6]:PORT or unix:PATH"));
     };
     if host.is_empty() {
-        return Err(format!(
-            "bad address '{text}': there is no host before the colon"
-        ));
+        return Err(format!("bad address '{text}': there is no host before the colon"));
     }
     if host.contains(':') {
         return Err(format!(
@@ -73,15 +69,11 @@ pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
         ));
     }
     let Ok(port) = port.parse::<u16>() else {
-        return Err(format!(
-            "bad address '{text}': '{port}' is no port from 1 to 65535"
-        ));
+        return Err(format!("bad address '{text}': '{port}' is no port from 1 to 65535"));
     };
     match (host, port).to_socket_addrs() {
         Ok(addresses) => check_port(text, addresses.collect()),
-        Err(error) => Err(format!(
-            "bad address '{text}': cannot look up '{host}': {error}"
-        )),
+        Err(error) => Err(format!("bad address '{text}': cannot look up '{host}': {error}")),
     }
 }
 
@@ -92,20 +84,16 @@ fn parse_unix(path: &str) -> Result<Target, String> {
     if cfg!(unix) {
         Ok(Target::Unix(PathBuf::from(path)))
     } else {
-        Err(format!(
-            "bad address 'unix:{path}': this system has no Unix-domain streams"
-        ))
+        Err(format!("bad address 'unix:{path}': this system has no Unix-domain streams"))
     }
 }
 
 fn check_port(text: &str, addresses: Vec<SocketAddr>) -> Result<Target, String> {
     match addresses.first() {
-        None => Err(format!(
-            "bad address '{text}': the name stands for no address"
-        )),
-        Some(address) if address.port() == 0 => Err(format!(
-            "bad address '{text}': nobody can be reached on port 0"
-        )),
+        None => Err(format!("bad address '{text}': the name stands for no address")),
+        Some(address) if address.port() == 0 => {
+            Err(format!("bad address '{text}': nobody can be reached on port 0"))
+        }
         Some(_) => Ok(Target::Tcp(addresses)),
     }
 }
@@ -122,10 +110,7 @@ mod tests {
     fn literal_addresses() {
         assert_eq!(parse_target("127.0.0.1:7000"), Ok(tcp("127.0.0.1:7000")));
         assert_eq!(parse_target("[::1]:7000"), Ok(tcp("[::1]:7000")));
-        assert_eq!(
-            parse_target("unix:/tmp/echo"),
-            Ok(Target::Unix("/tmp/echo".into()))
-        );
+        assert_eq!(parse_target("unix:/tmp/echo"), Ok(Target::Unix("/tmp/echo".into())));
     }
 
     #[test]
@@ -151,9 +136,7 @@ mod tests {
     #[test]
     fn an_endpoint_prints_as_it_is_typed() {
         for text in ["127.0.0.1:7000", "[::1]:7000", "unix:/tmp/echo"] {
-            let endpoint = parse_target(text)
-                .expect(text)
-                .settle(Duration::from_secs(1));
+            let endpoint = parse_target(text).expect(text).settle(Duration::from_secs(1));
             assert_eq!(endpoint.to_string(), text);
         }
     }

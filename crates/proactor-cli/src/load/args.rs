@@ -78,12 +78,7 @@ pub(crate) struct LoadArgs {
     pub(crate) server_pid: Option<u32>,
 
     /// More arguments for a server of our own, split at spaces.
-    #[arg(
-        long,
-        value_name = "ARGS",
-        allow_hyphen_values = true,
-        conflicts_with = "address"
-    )]
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, conflicts_with = "address")]
     pub(crate) server_args: Option<String>,
 
     /// Start this program as the server; it is given `echo --listen 127.0.0.1:0` and --server-args.
@@ -168,11 +163,7 @@ pub(crate) struct Plan {
 impl LoadArgs {
     /// The server's address, if one was given.
     pub(crate) fn target(&self) -> Result<Option<Target>, Failure> {
-        self.address
-            .as_deref()
-            .map(parse_target)
-            .transpose()
-            .map_err(Failure::usage)
+        self.address.as_deref().map(parse_target).transpose().map_err(Failure::usage)
     }
 
     /// Checks what one flag alone cannot say, and fills in what was left open.
@@ -186,15 +177,10 @@ impl LoadArgs {
             )));
         }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self
-            .threads
-            .unwrap_or((cpus / 2).max(1))
-            .min(self.connections);
+        let threads = self.threads.unwrap_or((cpus / 2).max(1)).min(self.connections);
         let pace = match (self.rate, self.churn) {
             (Some(rate_per_second), _) => Pace::Open { rate_per_second },
-            (None, Some(messages)) => Pace::Churn {
-                messages: messages as u64,
-            },
+            (None, Some(messages)) => Pace::Churn { messages: messages as u64 },
             (None, None) => Pace::Closed,
         };
         Ok(Plan {
@@ -233,11 +219,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 1 << 20,
         _ => return Err("expected bytes, for example 64, 4k or 1m".into()),
     };
-    match digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|count| count.checked_mul(factor))
-    {
+    match digits.parse::<u64>().ok().and_then(|count| count.checked_mul(factor)) {
         Some(bytes @ 1..=MESSAGE_LIMIT_BYTES) => Ok(bytes),
         _ => Err("expected 1 byte to 64m".into()),
     }
@@ -245,9 +227,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     const HINT: &str = "expected a time, for example 5s, 500ms or 2m";
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     let unit_seconds = match unit {
         "" | "s" => 1.0,

@@ -78,12 +78,8 @@ pub(crate) fn conduct(
 ) -> Result<Outcome, Failure> {
     let progress = Progress::new(show_progress, plan.connections, is_churn(&plan));
     let threads = plan.threads;
-    let shared = Arc::new(Shared {
-        plan,
-        pattern: Pattern::new(),
-        connector,
-        control: Control::new(),
-    });
+    let shared =
+        Arc::new(Shared { plan, pattern: Pattern::new(), connector, control: Control::new() });
     let mut conductor = Conductor {
         shared: Arc::clone(&shared),
         interrupted,
@@ -217,9 +213,7 @@ impl Conductor<'_> {
                 self.tally.merge(*tally);
             }
             Ok(News::Finished(Err(error))) => {
-                return Err(Failure::new(format!(
-                    "a thread of the load failed: {error}"
-                )));
+                return Err(Failure::new(format!("a thread of the load failed: {error}")));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
@@ -228,9 +222,7 @@ impl Conductor<'_> {
         }
         if self.interrupted.swap(false, Ordering::Relaxed) {
             if self.was_interrupted {
-                return Err(Failure::new(
-                    "interrupted twice, and so ended without a report",
-                ));
+                return Err(Failure::new("interrupted twice, and so ended without a report"));
             }
             self.was_interrupted = true;
             self.shared.control.stop_now();
@@ -254,14 +246,9 @@ impl Sampler {
             return Ok(Self::default());
         };
         match usage(pid) {
-            Ok(_) => Ok(Self {
-                pid,
-                samples: Some(Samples::default()),
-            }),
+            Ok(_) => Ok(Self { pid, samples: Some(Samples::default()) }),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Self::default()),
-            Err(error) => Err(Failure::usage(format!(
-                "cannot look at process {pid}: {error}"
-            ))),
+            Err(error) => Err(Failure::usage(format!("cannot look at process {pid}: {error}"))),
         }
     }
 

@@ -137,10 +137,7 @@ impl Connection {
     /// The kernel took `count` bytes.
     pub(crate) fn wrote(&mut self, count: usize) {
         self.written += count as u64;
-        assert!(
-            self.written <= self.begun,
-            "no more is written than was begun"
-        );
+        assert!(self.written <= self.begun, "no more is written than was begun");
     }
 
     /// Compares what came with what was sent.
@@ -179,10 +176,7 @@ impl Connection {
         let stalled = entry & 1 == 1;
         self.taken_messages += 1;
         self.stalls -= u64::from(stalled);
-        Some(Reply {
-            due_ns: entry >> 1,
-            stalled,
-        })
+        Some(Reply { due_ns: entry >> 1, stalled })
     }
 
     /// The bytes of this connection at `position`: a stretch of the pattern, or a mark where a
@@ -196,11 +190,7 @@ impl Connection {
         if within == 0 && self.ring[self.ring_index(message)] & 1 == 1 {
             return self.mark;
         }
-        pattern.run(
-            self.id,
-            position,
-            limit.min((self.message_bytes - within) as usize),
-        )
+        pattern.run(self.id, position, limit.min((self.message_bytes - within) as usize))
     }
 
     fn ring_index(&self, message: u64) -> usize {
@@ -209,11 +199,7 @@ impl Connection {
 
     /// Says which byte is wrong and, if it can be told, what came in its place.
     fn describe(&self, pattern: &Pattern, position: u64, run: &[u8], received: &[u8]) -> Wrong {
-        let at = run
-            .iter()
-            .zip(received)
-            .position(|(sent, came)| sent != came)
-            .unwrap_or(0);
+        let at = run.iter().zip(received).position(|(sent, came)| sent != came).unwrap_or(0);
         let position = position + at as u64;
         let mut line = format!(
             "connection {}, byte {position}: sent 0x{:02x}, received 0x{:02x}",
@@ -248,9 +234,7 @@ mod tests {
             let mut slices = [IoSlice::new(&[]); SLICE_COUNT];
             let count = connection.gather(pattern, &mut slices);
             let before = wire.len();
-            slices[..count]
-                .iter()
-                .for_each(|slice| wire.extend_from_slice(slice));
+            slices[..count].iter().for_each(|slice| wire.extend_from_slice(slice));
             connection.wrote(wire.len() - before);
         }
         wire
@@ -296,11 +280,7 @@ mod tests {
         let (_, _, wire) = sent(8, &[2, 7]);
         for (message, bytes) in wire.chunks(SIZE).enumerate() {
             assert_eq!(bytes[0] == MARK_BLOCK, matches!(message, 2 | 7));
-            assert!(
-                !bytes[1..]
-                    .iter()
-                    .any(|byte| matches!(*byte, MARK_BLOCK | MARK_SPIN))
-            );
+            assert!(!bytes[1..].iter().any(|byte| matches!(*byte, MARK_BLOCK | MARK_SPIN)));
         }
     }
 
@@ -310,10 +290,7 @@ mod tests {
             let (pattern, mut connection, mut wire) = sent(8, &[1]);
             wire[at] ^= 1;
             let line = wrong_byte(connection.verify(&pattern, &wire));
-            assert!(
-                line.starts_with(&format!("connection 9, byte {at}: ")),
-                "{line}"
-            );
+            assert!(line.starts_with(&format!("connection 9, byte {at}: ")), "{line}");
         }
     }
 
@@ -322,10 +299,7 @@ mod tests {
         let (pattern, mut connection, mut wire) = sent(8, &[]);
         wire.drain(128..192);
         let line = wrong_byte(connection.verify(&pattern, &wire));
-        assert!(
-            line.contains("byte 128") && line.contains("64 bytes further on"),
-            "{line}"
-        );
+        assert!(line.contains("byte 128") && line.contains("64 bytes further on"), "{line}");
     }
 
     #[test]
@@ -334,10 +308,7 @@ mod tests {
         wire.truncate(7 * SIZE);
         wire.splice(128..128, wire[64..128].to_vec());
         let line = wrong_byte(connection.verify(&pattern, &wire));
-        assert!(
-            line.contains("byte 128") && line.contains("64 bytes further back"),
-            "{line}"
-        );
+        assert!(line.contains("byte 128") && line.contains("64 bytes further back"), "{line}");
     }
 
     #[test]
@@ -359,10 +330,7 @@ mod tests {
     fn bytes_that_were_not_sent_are_found() {
         let (pattern, mut connection, mut wire) = sent(2, &[]);
         wire.push(0);
-        assert!(matches!(
-            connection.verify(&pattern, &wire),
-            Err(Wrong::Extra(_))
-        ));
+        assert!(matches!(connection.verify(&pattern, &wire), Err(Wrong::Extra(_))));
         assert!(connection.take_reply().is_some(), "what was right counts");
     }
 
@@ -373,13 +341,7 @@ mod tests {
         assert_eq!(connection.take_reply(), None);
         assert!(!connection.has_room());
         assert_eq!(connection.verify(&pattern, &wire[63..]), Ok(()));
-        assert_eq!(
-            connection.take_reply(),
-            Some(Reply {
-                due_ns: 100,
-                stalled: false
-            })
-        );
+        assert_eq!(connection.take_reply(), Some(Reply { due_ns: 100, stalled: false }));
         assert_eq!(connection.take_reply(), None);
         assert!(connection.has_room());
     }

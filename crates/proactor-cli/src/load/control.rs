@@ -48,8 +48,7 @@ impl Control {
     pub(crate) fn begin(&self, start_ns: u64, warmup: Duration, duration: Duration) {
         let measure_ns = start_ns + duration_ns(warmup);
         self.measure_ns.store(measure_ns, Ordering::Relaxed);
-        self.stop_ns
-            .fetch_min(measure_ns + duration_ns(duration), Ordering::Relaxed);
+        self.stop_ns.fetch_min(measure_ns + duration_ns(duration), Ordering::Relaxed);
         // Release: whoever sees the start sees the times that go with it.
         self.start_ns.store(start_ns, Ordering::Release);
     }
@@ -58,9 +57,7 @@ impl Control {
     pub(crate) fn stop_now(&self) -> u64 {
         let now_ns = self.now_ns();
         self.no_more_connects.store(true, Ordering::Relaxed);
-        self.stop_ns
-            .fetch_min(now_ns, Ordering::Relaxed)
-            .min(now_ns)
+        self.stop_ns.fetch_min(now_ns, Ordering::Relaxed).min(now_ns)
     }
 
     /// Whether the load was ended before all connections were open.
@@ -81,10 +78,7 @@ impl Control {
     /// The measured window; empty if the load ended before it.
     pub(crate) fn window(&self) -> Window {
         let until_ns = self.stop_ns();
-        Window {
-            from_ns: self.measure_ns.load(Ordering::Relaxed).min(until_ns),
-            until_ns,
-        }
+        Window { from_ns: self.measure_ns.load(Ordering::Relaxed).min(until_ns), until_ns }
     }
 }
 
@@ -101,11 +95,7 @@ mod tests {
     fn a_window_follows_the_warm_up() {
         let control = Control::new();
         assert_eq!(control.start_ns(), None);
-        control.begin(
-            1_000,
-            Duration::from_nanos(500),
-            Duration::from_nanos(2_000),
-        );
+        control.begin(1_000, Duration::from_nanos(500), Duration::from_nanos(2_000));
         assert_eq!(control.start_ns(), Some(1_000));
         let window = control.window();
         assert_eq!((window.from_ns, window.until_ns), (1_500, 3_500));
@@ -116,11 +106,7 @@ mod tests {
         let control = Control::new();
         let stopped_ns = control.stop_now();
         assert!(control.is_stopped_early());
-        control.begin(
-            stopped_ns + 1,
-            Duration::from_secs(1),
-            Duration::from_secs(1),
-        );
+        control.begin(stopped_ns + 1, Duration::from_secs(1), Duration::from_secs(1));
         assert_eq!(control.stop_ns(), stopped_ns);
         assert_eq!(control.window().from_ns, control.window().until_ns);
     }

@@ -117,10 +117,7 @@ impl Engine {
             wakeup,
             ready: VecDeque::with_capacity(share),
             random: Random::new(thread as u64 + 1),
-            window: Window {
-                from_ns: u64::MAX,
-                until_ns: u64::MAX,
-            },
+            window: Window { from_ns: u64::MAX, until_ns: u64::MAX },
             tally: Tally::new(),
             shown: [0; 4],
             buffer: vec![0; RECEIVE_BUFFER_BYTES].into(),
@@ -132,11 +129,7 @@ impl Engine {
     /// Runs the load to its end. `on_ready` is called once: when the connections are open, or else
     /// at the end.
     pub(super) fn run(mut self, on_ready: impl FnOnce()) -> io::Result<Tally> {
-        let capacity = if self.wakeup.is_some() {
-            EVENTS_OPEN_LOOP
-        } else {
-            EVENTS_CLOSED_LOOP
-        };
+        let capacity = if self.wakeup.is_some() { EVENTS_OPEN_LOOP } else { EVENTS_CLOSED_LOOP };
         let mut events = Events::with_capacity(capacity);
         let mut on_ready = Some(on_ready);
         if !self.is_churn() {
@@ -199,12 +192,7 @@ impl Engine {
             }
             Stage::Connecting => false,
             Stage::Waiting => {
-                if self
-                    .shared
-                    .control
-                    .start_ns()
-                    .is_some_and(|start_ns| now_ns >= start_ns)
-                {
+                if self.shared.control.start_ns().is_some_and(|start_ns| now_ns >= start_ns) {
                     self.begin_running(now_ns);
                 }
                 self.live == 0 && !self.is_churn()
@@ -228,12 +216,8 @@ impl Engine {
             Pace::Open { rate_per_second } => {
                 let start_ns = self.shared.control.start_ns().unwrap_or(now_ns);
                 let threads = self.shared.plan.threads;
-                self.schedule = Some(Schedule::new(
-                    start_ns,
-                    rate_per_second,
-                    self.thread,
-                    threads,
-                ));
+                self.schedule =
+                    Some(Schedule::new(start_ns, rate_per_second, self.thread, threads));
                 (0..self.slots.len()).for_each(|index| self.carry_on(index, now_ns));
             }
         }
@@ -245,11 +229,8 @@ impl Engine {
         self.stage = Stage::Draining;
         self.drain_deadline_ns = now_ns.saturating_add(duration_ns(self.shared.plan.timeout));
         self.abandon_backlog();
-        self.tally.open_at_stop = self
-            .slots
-            .iter()
-            .filter(|slot| slot.phase == Phase::Open)
-            .count() as u64;
+        self.tally.open_at_stop =
+            self.slots.iter().filter(|slot| slot.phase == Phase::Open).count() as u64;
         self.waiting.clear();
         self.retries.clear();
         for index in 0..self.slots.len() {
@@ -276,9 +257,7 @@ impl Engine {
         for message in unsent.clone().step_by(step as usize) {
             let waited_ns = until_ns - schedule.due_ns(message);
             let stands_for = step.min(unsent.end - message);
-            self.tally
-                .latency
-                .saturating_record_n(waited_ns, stands_for);
+            self.tally.latency.saturating_record_n(waited_ns, stands_for);
         }
     }
 
@@ -295,10 +274,8 @@ impl Engine {
         let last_ns = self.window.until_ns.saturating_sub(1);
         while schedule.next_due_ns() <= now_ns.min(last_ns) {
             let Some(index) = self.ready.pop_front() else {
-                self.tally.backlog_max_messages = self
-                    .tally
-                    .backlog_max_messages
-                    .max(schedule.backlog(now_ns));
+                self.tally.backlog_max_messages =
+                    self.tally.backlog_max_messages.max(schedule.backlog(now_ns));
                 break;
             };
             let slot = &mut self.slots[index];
@@ -409,11 +386,8 @@ impl Engine {
     /// Ends a connection on which nothing moves.
     fn time_out(&mut self, index: usize) {
         let connection = &self.slots[index].connection;
-        let (id, outstanding, timeout) = (
-            connection.id(),
-            connection.outstanding(),
-            self.shared.plan.timeout,
-        );
+        let (id, outstanding, timeout) =
+            (connection.id(), connection.outstanding(), self.shared.plan.timeout);
         let kind = match self.slots[index].phase {
             Phase::Closing => ErrorKind::BadClose,
             _ => ErrorKind::TimedOut,
@@ -443,18 +417,8 @@ impl Engine {
     fn show(&mut self) {
         let control = &self.shared.control;
         let tally = &self.tally;
-        let now = [
-            tally.connects,
-            tally.round_trips_in_all,
-            tally.sessions,
-            tally.errors.total(),
-        ];
-        let shared = [
-            &control.connected,
-            &control.round_trips,
-            &control.sessions,
-            &control.errors,
-        ];
+        let now = [tally.connects, tally.round_trips_in_all, tally.sessions, tally.errors.total()];
+        let shared = [&control.connected, &control.round_trips, &control.sessions, &control.errors];
         for ((count, shown), sum) in now.into_iter().zip(&mut self.shown).zip(shared) {
             sum.fetch_add(count - *shown, Ordering::Relaxed);
             *shown = count;

@@ -64,11 +64,7 @@ impl Engine {
 
     fn register(&mut self, index: usize, mut stream: Stream) {
         let interest = stream.first_interest();
-        if let Err(error) = self
-            .poll
-            .registry()
-            .register(&mut stream, Token(index), interest)
-        {
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(index), interest) {
             self.connect_failed(index, &error);
             return;
         }
@@ -106,9 +102,7 @@ impl Engine {
         let slot = &mut self.slots[index];
         let is_measured = !is_churn || self.window.holds(slot.progress_ns);
         if is_measured {
-            self.tally
-                .connect_latency
-                .saturating_record(now_ns - slot.progress_ns);
+            self.tally.connect_latency.saturating_record(now_ns - slot.progress_ns);
         }
         self.tally.connects += 1;
         slot.phase = Phase::Open;
@@ -123,12 +117,10 @@ impl Engine {
     /// Counts a connect that failed. With churn it is tried again, unless nothing ever accepts.
     pub(super) fn connect_failed(&mut self, index: usize, error: &io::Error) {
         let endpoint = self.shared.connector.endpoint();
-        self.tally
-            .errors
-            .add(ErrorKind::of_connect(error), || match error.kind() {
-                io::ErrorKind::TimedOut => format!("{endpoint}: no answer to a connect in time"),
-                _ => format!("{endpoint}: {error}"),
-            });
+        self.tally.errors.add(ErrorKind::of_connect(error), || match error.kind() {
+            io::ErrorKind::TimedOut => format!("{endpoint}: no answer to a connect in time"),
+            _ => format!("{endpoint}: {error}"),
+        });
         self.vacate(index);
         let is_hopeless =
             self.tally.connects == 0 && (!self.is_churn() || self.tally.errors.total() > 16);
@@ -138,8 +130,7 @@ impl Engine {
             self.retries.clear();
         }
         if self.is_churn() && self.is_running() && !self.has_given_up {
-            self.retries
-                .push_back((self.shared.control.now_ns() + RETRY_NS, index));
+            self.retries.push_back((self.shared.control.now_ns() + RETRY_NS, index));
         }
     }
 

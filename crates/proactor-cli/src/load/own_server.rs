@@ -35,9 +35,7 @@ impl OwnServer {
         let program = match program {
             Some(path) => path.to_owned(),
             None => std::env::current_exe().map_err(|error| {
-                Failure::new(format!(
-                    "cannot find this program to start it as a server: {error}"
-                ))
+                Failure::new(format!("cannot find this program to start it as a server: {error}"))
             })?,
         };
         let mut command = Command::new(&program);
@@ -51,22 +49,14 @@ impl OwnServer {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| {
-                Failure::new(format!(
-                    "cannot start the server {}: {error}",
-                    program.display()
-                ))
+                Failure::new(format!("cannot start the server {}: {error}", program.display()))
             })?;
         let (sender, lines) = mpsc::channel();
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || pass_lines(stdout, &sender));
         }
         let nowhere = Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut server = Self {
-            child,
-            lines,
-            endpoint: nowhere,
-            is_over: false,
-        };
+        let mut server = Self { child, lines, endpoint: nowhere, is_over: false };
         server.endpoint = server.await_announcement()?;
         Ok(server)
     }
@@ -88,10 +78,7 @@ impl OwnServer {
         let deadline = Instant::now() + STOP_LIMIT;
         let mut output = Vec::new();
         loop {
-            match self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if output.len() < LINE_LIMIT => output.push(line),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -108,10 +95,7 @@ impl OwnServer {
     fn await_announcement(&mut self) -> Result<Endpoint, Failure> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            match self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     if let Some(endpoint) = parse_announcement(&line) {
                         return Ok(endpoint);
@@ -180,10 +164,7 @@ fn pass_lines(stdout: ChildStdout, sender: &Sender<String>) {
 /// Finds the address in `listening on ADDRESS ...`.
 fn parse_announcement(line: &str) -> Option<Endpoint> {
     let (_, rest) = line.split_once(ANNOUNCEMENT)?;
-    let token = rest
-        .split_whitespace()
-        .next()?
-        .trim_end_matches([',', ';', '.']);
+    let token = rest.split_whitespace().next()?.trim_end_matches([',', ';', '.']);
     if let Some(path) = token.strip_prefix("unix:") {
         return Some(Endpoint::Unix(path.into()));
     }
@@ -231,14 +212,8 @@ mod tests {
     #[test]
     fn the_announcement_names_the_address() {
         let endpoint = |line: &str| parse_announcement(line).map(|endpoint| endpoint.to_string());
-        assert_eq!(
-            endpoint("listening on 127.0.0.1:4242").as_deref(),
-            Some("127.0.0.1:4242")
-        );
-        assert_eq!(
-            endpoint("listening on [::1]:4242, io_uring").as_deref(),
-            Some("[::1]:4242")
-        );
+        assert_eq!(endpoint("listening on 127.0.0.1:4242").as_deref(), Some("127.0.0.1:4242"));
+        assert_eq!(endpoint("listening on [::1]:4242, io_uring").as_deref(), Some("[::1]:4242"));
         assert_eq!(
             endpoint("proactor listening on unix:/tmp/e (epoll)").as_deref(),
             Some("unix:/tmp/e")

@@ -80,9 +80,7 @@ impl Pattern {
         assert!(limit > 0, "an empty run would never end a loop");
         let lap = position / LAP_BYTES;
         let within = position % LAP_BYTES;
-        let seed = mix(connection
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .wrapping_add(lap));
+        let seed = mix(connection.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(lap));
         let start = (seed % START_COUNT + within) as usize;
         let length = limit.min((LAP_BYTES - within) as usize);
         &self.bytes[start..start + length]
@@ -146,12 +144,7 @@ mod tests {
 
     #[test]
     fn holds_no_marks() {
-        assert!(
-            !Pattern::new()
-                .bytes
-                .iter()
-                .any(|byte| matches!(*byte, MARK_BLOCK | MARK_SPIN))
-        );
+        assert!(!Pattern::new().bytes.iter().any(|byte| matches!(*byte, MARK_BLOCK | MARK_SPIN)));
     }
 
     #[test]
@@ -159,10 +152,7 @@ mod tests {
         let pattern = Pattern::new();
         assert_eq!(pattern.run(1, 0, 10).len(), 10);
         assert_eq!(pattern.run(1, LAP_BYTES - 3, 10).len(), 3);
-        assert_eq!(
-            pattern.run(1, LAP_BYTES, usize::MAX).len(),
-            LAP_BYTES as usize
-        );
+        assert_eq!(pattern.run(1, LAP_BYTES, usize::MAX).len(), LAP_BYTES as usize);
     }
 
     #[test]
@@ -200,13 +190,8 @@ mod tests {
     #[test]
     fn connections_differ() {
         let first = stream(0, 0, 64);
-        let agreeing = (1..10_000)
-            .filter(|id| stream_start_agrees(&first, *id))
-            .count();
-        assert!(
-            agreeing <= 1,
-            "{agreeing} of 10,000 connections start like the first"
-        );
+        let agreeing = (1..10_000).filter(|id| stream_start_agrees(&first, *id)).count();
+        assert!(agreeing <= 1, "{agreeing} of 10,000 connections start like the first");
     }
 
     fn stream_start_agrees(first: &[u8], connection: u64) -> bool {
@@ -217,13 +202,9 @@ mod tests {
     #[test]
     fn the_diagnosis_names_the_shift() {
         let pattern = Pattern::new();
-        let lost = pattern
-            .diagnose(5, 1000, 64, &stream(5, 1064, 64))
-            .expect("found");
+        let lost = pattern.diagnose(5, 1000, 64, &stream(5, 1064, 64)).expect("found");
         assert!(lost.contains("64 bytes further on"), "{lost}");
-        let repeated = pattern
-            .diagnose(5, 1000, 64, &stream(5, 936, 64))
-            .expect("found");
+        let repeated = pattern.diagnose(5, 1000, 64, &stream(5, 936, 64)).expect("found");
         assert!(repeated.contains("64 bytes further back"), "{repeated}");
         assert_eq!(pattern.diagnose(5, 1000, 64, &stream(6, 1000, 64)), None);
     }

@@ -22,12 +22,7 @@ pub(crate) fn usage(pid: u32) -> io::Result<Usage> {
         rustix::param::clock_ticks_per_second() as f64,
         rustix::param::page_size() as u64,
     )
-    .ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "unexpected form of /proc/PID/stat",
-        )
-    })
+    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected form of /proc/PID/stat"))
 }
 
 /// There is no `/proc` to read.
@@ -60,13 +55,7 @@ pub(crate) fn raise_descriptor_limit() -> Option<u64> {
     if current == maximum {
         return current;
     }
-    match setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    ) {
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         // Some systems refuse what they give as the maximum. What there is will do or not.
         Err(_) => current,
@@ -89,11 +78,7 @@ mod tests {
         let usage = parse_stat(text, 100.0, 4096).expect("well-formed");
         assert_eq!(
             usage,
-            Usage {
-                user_seconds: 2.5,
-                system_seconds: 0.5,
-                resident_bytes: 25 * 4096
-            }
+            Usage { user_seconds: 2.5, system_seconds: 0.5, resident_bytes: 25 * 4096 }
         );
     }
 

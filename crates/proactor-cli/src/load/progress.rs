@@ -32,13 +32,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(Some(STEPS), target);
         let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self {
-            bar,
-            connections,
-            is_churn,
-            last: None,
-            rate_per_second: 0.0,
-        }
+        Self { bar, connections, is_churn, last: None, rate_per_second: 0.0 }
     }
 
     /// Draws the present state.
@@ -49,8 +43,7 @@ impl Progress {
         let now_ns = control.now_ns();
         let connected = control.connected.load(Ordering::Relaxed);
         let Some(start_ns) = control.start_ns() else {
-            self.bar
-                .set_message(format!("connecting {connected} of {}", self.connections));
+            self.bar.set_message(format!("connecting {connected} of {}", self.connections));
             return;
         };
         let (counter, unit) = if self.is_churn {
@@ -73,10 +66,7 @@ impl Progress {
         let done = now_ns.saturating_sub(start_ns).min(span_ns) as f64 / span_ns as f64;
         self.bar.set_position((done * STEPS as f64) as u64);
         let errors = control.errors.load(Ordering::Relaxed);
-        self.bar.set_message(format!(
-            "{:.0} {unit}, {errors} errors",
-            self.rate_per_second
-        ));
+        self.bar.set_message(format!("{:.0} {unit}, {errors} errors", self.rate_per_second));
     }
 
     /// Removes the bar.

@@ -110,18 +110,9 @@ impl Report {
     pub(crate) fn new(outcome: &Outcome, server_output: Option<Vec<String>>) -> Self {
         let plan = &outcome.plan;
         let tally = &outcome.tally;
-        let seconds = seconds_of(
-            outcome
-                .window
-                .until_ns
-                .saturating_sub(outcome.window.from_ns),
-        );
+        let seconds = seconds_of(outcome.window.until_ns.saturating_sub(outcome.window.from_ns));
         let per_second = |count: u64| {
-            if seconds > 0.0 {
-                count as f64 / seconds
-            } else {
-                0.0
-            }
+            if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
         };
         let has_stalls = plan.stall_fraction > 0.0;
         let failure = failure(outcome);
@@ -174,9 +165,7 @@ impl Report {
                 Pace::Closed | Pace::Open { .. } => None,
             },
             errors: error_counts(outcome),
-            server: outcome
-                .server_pid
-                .and_then(|pid| Cpu::new(pid, outcome.server?, outcome)),
+            server: outcome.server_pid.and_then(|pid| Cpu::new(pid, outcome.server?, outcome)),
             client: Cpu::new_if_known(std::process::id(), outcome.client, outcome),
             server_output,
         }
@@ -193,11 +182,7 @@ fn failure(outcome: &Outcome) -> Option<String> {
         return None;
     }
     let is_churn = matches!(outcome.plan.pace, Pace::Churn { .. });
-    let progress = if is_churn {
-        tally.sessions
-    } else {
-        tally.round_trips
-    };
+    let progress = if is_churn { tally.sessions } else { tally.round_trips };
     // A slow schedule may have nothing due in a short time, and that is no fault of the server.
     let had_work = match outcome.plan.pace {
         Pace::Open { .. } => tally.scheduled_messages > 0,
@@ -205,18 +190,14 @@ fn failure(outcome: &Outcome) -> Option<String> {
     };
     if progress == 0 && had_work {
         let what = if is_churn { "session" } else { "reply" };
-        return Some(format!(
-            "no progress: not one {what} was complete in the measured time"
-        ));
+        return Some(format!("no progress: not one {what} was complete in the measured time"));
     }
     None
 }
 
 fn error_counts(outcome: &Outcome) -> BTreeMap<&'static str, u64> {
     let errors = &outcome.tally.errors;
-    let kinds = ErrorKind::ALL
-        .iter()
-        .map(|kind| (kind.name(), errors.count(*kind)));
+    let kinds = ErrorKind::ALL.iter().map(|kind| (kind.name(), errors.count(*kind)));
     kinds.chain([("total", errors.total())]).collect()
 }
 
@@ -259,11 +240,7 @@ impl Cpu {
             cpu_system_seconds,
             cpu_seconds,
             cpu_us_per_round_trip: per(outcome.tally.round_trips),
-            cpu_us_per_session: if is_churn {
-                per(outcome.tally.sessions)
-            } else {
-                None
-            },
+            cpu_us_per_session: if is_churn { per(outcome.tally.sessions) } else { None },
             resident_bytes: last.resident_bytes,
             resident_growth_bytes: last.resident_bytes.cast_signed()
                 - idle.resident_bytes.cast_signed(),
@@ -304,12 +281,7 @@ mod tests {
         let histogram = Histogram::new_with_bounds(1, 1000, 3).expect("valid bounds");
         let latency = Latency::new(&histogram);
         assert_eq!(
-            (
-                latency.count,
-                latency.min_us,
-                latency.p50_us,
-                latency.max_us
-            ),
+            (latency.count, latency.min_us, latency.p50_us, latency.max_us),
             (0, 0.0, 0.0, 0.0)
         );
     }

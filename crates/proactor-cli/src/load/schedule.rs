@@ -109,10 +109,7 @@ mod tests {
         }
         all.sort_unstable();
         assert_eq!(all.len(), 3_000);
-        assert!(
-            all.windows(2)
-                .all(|pair| (333_333..=333_334).contains(&(pair[1] - pair[0])))
-        );
+        assert!(all.windows(2).all(|pair| (333_333..=333_334).contains(&(pair[1] - pair[0]))));
     }
 
     #[test]

@@ -147,11 +147,7 @@ impl Connector {
         // Two loads at once should not begin at the same port.
         let begin = u64::from(std::process::id()) * 977;
         let spread = spread_sources && loopback && cfg!(target_os = "linux");
-        Self {
-            endpoint,
-            reset,
-            next_source: spread.then(|| AtomicU64::new(begin)),
-        }
+        Self { endpoint, reset, next_source: spread.then(|| AtomicU64::new(begin)) }
     }
 
     /// Where the streams go.
@@ -171,11 +167,7 @@ impl Connector {
     }
 
     fn connect_tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         // A message is one write and should be one segment, now.
         socket.set_tcp_nodelay(true)?;
@@ -217,10 +209,7 @@ fn bind_in_turn(socket: &Socket, next_source: &AtomicU64) -> io::Result<()> {
 fn source_address(turn: u64) -> SocketAddr {
     let host = HOST_FIRST + turn % HOST_COUNT;
     let port = PORT_FIRST + turn / HOST_COUNT % PORT_COUNT;
-    SocketAddr::new(
-        IpAddr::V4(Ipv4Addr::new(127, 0, 0, host as u8)),
-        port as u16,
-    )
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host as u8)), port as u16)
 }
 
 fn is_in_progress(error: &io::Error) -> bool {

@@ -11,11 +11,7 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     print_latencies(report, out)?;
     print_processes(report, out)?;
     print_errors(report, out)?;
-    if let Some(lines) = report
-        .server_output
-        .as_ref()
-        .filter(|lines| !lines.is_empty())
-    {
+    if let Some(lines) = report.server_output.as_ref().filter(|lines| !lines.is_empty()) {
         writeln!(out, "\nthe server said:")?;
         for line in lines {
             writeln!(out, "  {line}")?;
@@ -27,10 +23,9 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 fn print_heading(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let loop_text = match (report.open_loop, report.churn) {
         (Some(open), _) => format!("open loop at {} messages/s", grouped(open.rate_per_second)),
-        (_, Some(churn)) => format!(
-            "sessions of {}",
-            plural(churn.messages_per_session, "message")
-        ),
+        (_, Some(churn)) => {
+            format!("sessions of {}", plural(churn.messages_per_session, "message"))
+        }
         _ => "closed loop".to_owned(),
     };
     writeln!(
@@ -44,16 +39,9 @@ fn print_heading(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     if let Some(kind) = report.stall_kind {
         let percent = report.stall_fraction * 100.0;
-        writeln!(
-            out,
-            "{percent} % of the messages {kind} their handler for 10 ms"
-        )?;
+        writeln!(out, "{percent} % of the messages {kind} their handler for 10 ms")?;
     }
-    let early = if report.interrupted {
-        ", ended early"
-    } else {
-        ""
-    };
+    let early = if report.interrupted { ", ended early" } else { "" };
     writeln!(
         out,
         "measured for {:.2} s after {:.2} s of warm-up{early}\n",
@@ -86,11 +74,7 @@ fn print_rates(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             open.scheduled_messages as f64,
             format!("{} unsent", grouped(open.unsent_messages as f64)),
         )?;
-        row(
-            "backlog, most",
-            open.backlog_max_messages as f64,
-            String::new(),
-        )?;
+        row("backlog, most", open.backlog_max_messages as f64, String::new())?;
         if open.unsent_messages > 0 {
             writeln!(
                 out,
@@ -108,11 +92,7 @@ fn print_latencies(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{column:>11}")?;
     }
     writeln!(out)?;
-    let name = if report.stall_latency.is_some() {
-        "other replies"
-    } else {
-        "replies"
-    };
+    let name = if report.stall_latency.is_some() { "other replies" } else { "replies" };
     print_latency(name, &report.latency, out)?;
     if let Some(stalled) = &report.stall_latency {
         print_latency("stalled replies", stalled, out)?;
@@ -128,16 +108,7 @@ fn print_latency(name: &str, latency: &Latency, out: &mut dyn Write) -> io::Resu
         return writeln!(out, "  {name:<16}{:>11}", "none");
     }
     write!(out, "  {name:<16}")?;
-    let Latency {
-        min_us,
-        p50_us,
-        p90_us,
-        p99_us,
-        p99_9_us,
-        p99_99_us,
-        max_us,
-        ..
-    } = *latency;
+    let Latency { min_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us, .. } = *latency;
     for value in [min_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us] {
         write!(out, "{value:>11.1}")?;
     }
@@ -145,10 +116,7 @@ fn print_latency(name: &str, latency: &Latency, out: &mut dyn Write) -> io::Resu
 }
 
 fn print_processes(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let processes = [
-        ("server CPU", &report.server),
-        ("client CPU", &report.client),
-    ];
+    let processes = [("server CPU", &report.server), ("client CPU", &report.client)];
     if processes.iter().any(|(_, cpu)| cpu.is_some()) {
         writeln!(out)?;
     }
@@ -161,12 +129,7 @@ fn print_processes(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn print_cpu(name: &str, cpu: &Cpu, out: &mut dyn Write) -> io::Result<()> {
-    let Cpu {
-        cpu_seconds,
-        cpu_user_seconds,
-        cpu_system_seconds,
-        ..
-    } = *cpu;
+    let Cpu { cpu_seconds, cpu_user_seconds, cpu_system_seconds, .. } = *cpu;
     write!(
         out,
         "  {name:<16}{cpu_seconds:>8.2} s (user {cpu_user_seconds:.2}, system {cpu_system_seconds:.2})"
@@ -186,11 +149,7 @@ fn print_errors(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         .filter(|(kind, count)| **kind != "total" && **count > 0)
         .map(|(kind, count)| format!("{} {}", grouped(*count as f64), kind.replace('_', " ")))
         .collect();
-    let text = if counts.is_empty() {
-        "none".to_owned()
-    } else {
-        counts.join(", ")
-    };
+    let text = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
     writeln!(out, "  {:<16}{text}", "errors")
 }
 
@@ -218,12 +177,9 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        for (value, text) in [
-            (0.0, "0"),
-            (999.0, "999"),
-            (1000.0, "1,000"),
-            (1234567.4, "1,234,567"),
-        ] {
+        for (value, text) in
+            [(0.0, "0"), (999.0, "999"), (1000.0, "1,000"), (1234567.4, "1,234,567")]
+        {
             assert_eq!(grouped(value), text);
         }
     }

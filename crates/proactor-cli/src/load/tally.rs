@@ -115,11 +115,7 @@ impl Errors {
     pub(crate) fn worst(&self) -> Option<String> {
         let kind = *ErrorKind::ALL.iter().find(|kind| self.count(**kind) > 0)?;
         let count = self.count(kind);
-        let noun = if count == 1 {
-            "connection"
-        } else {
-            "connections"
-        };
+        let noun = if count == 1 { "connection" } else { "connections" };
         let mut line = format!("{count} {noun} {}", kind.meaning());
         if let Some(detail) = &self.details[kind as usize] {
             line.push_str(&format!(" ({detail})"));
@@ -219,11 +215,7 @@ impl Tally {
         self.round_trips_in_all += 1;
         self.round_trips += u64::from(window.holds(now_ns));
         if window.holds(reply.due_ns) {
-            let histogram = if reply.stalled {
-                &mut self.stall_latency
-            } else {
-                &mut self.latency
-            };
+            let histogram = if reply.stalled { &mut self.stall_latency } else { &mut self.latency };
             histogram.saturating_record(now_ns.saturating_sub(reply.due_ns));
         }
     }
@@ -239,8 +231,7 @@ impl Tally {
             (&mut self.connect_latency, other.connect_latency),
             (&mut self.send_delay, other.send_delay),
         ] {
-            sum.add(histogram)
-                .expect("all histograms have the same bounds");
+            sum.add(histogram).expect("all histograms have the same bounds");
         }
         self.scheduled_messages += other.scheduled_messages;
         self.unsent_messages += other.unsent_messages;
@@ -261,38 +252,18 @@ fn new_histogram() -> Histogram<u64> {
 mod tests {
     use super::*;
 
-    const WINDOW: Window = Window {
-        from_ns: 100,
-        until_ns: 200,
-    };
+    const WINDOW: Window = Window { from_ns: 100, until_ns: 200 };
 
     #[test]
     fn rates_count_arrivals_and_latencies_count_departures() {
         let mut tally = Tally::new();
-        let reply = |due_ns| Reply {
-            due_ns,
-            stalled: false,
-        };
+        let reply = |due_ns| Reply { due_ns, stalled: false };
         tally.reply(reply(50), 150, WINDOW);
         tally.reply(reply(150), 199, WINDOW);
         tally.reply(reply(150), 900, WINDOW);
-        tally.reply(
-            Reply {
-                due_ns: 150,
-                stalled: true,
-            },
-            170,
-            WINDOW,
-        );
+        tally.reply(Reply { due_ns: 150, stalled: true }, 170, WINDOW);
         assert_eq!((tally.round_trips, tally.round_trips_in_all), (3, 4));
-        assert_eq!(
-            (
-                tally.latency.len(),
-                tally.latency.min(),
-                tally.latency.max()
-            ),
-            (2, 49, 750)
-        );
+        assert_eq!((tally.latency.len(), tally.latency.min(), tally.latency.max()), (2, 49, 750));
         assert_eq!(tally.stall_latency.len(), 1);
     }
 
@@ -304,10 +275,7 @@ mod tests {
         errors.add(ErrorKind::WrongByte, || "connection 2".into());
         errors.add(ErrorKind::WrongByte, || "connection 3".into());
         let line = errors.worst().expect("errors");
-        assert_eq!(
-            line,
-            "2 connections received a wrong byte (connection 2), and 1 other errors"
-        );
+        assert_eq!(line, "2 connections received a wrong byte (connection 2), and 1 other errors");
     }
 
     #[test]

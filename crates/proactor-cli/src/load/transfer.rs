@@ -138,9 +138,7 @@ impl Engine {
     fn received(&mut self, index: usize, count: usize) {
         let now_ns = self.shared.control.now_ns();
         let slot = &mut self.slots[index];
-        let verified = slot
-            .connection
-            .verify(&self.shared.pattern, &self.buffer[..count]);
+        let verified = slot.connection.verify(&self.shared.pattern, &self.buffer[..count]);
         slot.progress_ns = now_ns;
         while let Some(reply) = slot.connection.take_reply() {
             self.tally.reply(reply, now_ns, self.window);

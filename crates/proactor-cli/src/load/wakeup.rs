@@ -32,10 +32,7 @@ impl Wakeup {
             token,
             mio::Interest::READABLE,
         )?;
-        Ok(Self {
-            timer,
-            armed_for_ns: None,
-        })
+        Ok(Self { timer, armed_for_ns: None })
     }
 
     /// Makes the poll return at `due_ns`. Gives the timeout to poll with, at most `limit`.
@@ -54,17 +51,9 @@ impl Wakeup {
         }
         if self.armed_for_ns != Some(due_ns) {
             let wait = Duration::from_nanos(due_ns - now_ns);
-            let it_value = Timespec {
-                tv_sec: wait.as_secs() as i64,
-                tv_nsec: wait.subsec_nanos().into(),
-            };
-            let once = Itimerspec {
-                it_interval: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                },
-                it_value,
-            };
+            let it_value =
+                Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
             timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
             self.armed_for_ns = Some(due_ns);
         }

@@ -12,26 +12,14 @@ use serde_json::Value;
 use server::{Conduct, Server};
 
 /// Short, since most tests need no more than a few messages.
-const SHORT: [&str; 6] = [
-    "--duration",
-    "300ms",
-    "--warmup",
-    "50ms",
-    "--connections",
-    "10",
-];
+const SHORT: [&str; 6] = ["--duration", "300ms", "--warmup", "50ms", "--connections", "10"];
 
 fn proactor() -> Command {
     Command::new(env!("CARGO_BIN_EXE_proactor"))
 }
 
 fn load(address: &str, args: &[&str]) -> Output {
-    proactor()
-        .args(["load", address])
-        .args(SHORT)
-        .args(args)
-        .output()
-        .expect("the binary runs")
+    proactor().args(["load", address]).args(SHORT).args(args).output().expect("the binary runs")
 }
 
 fn load_server(conduct: Conduct, args: &[&str]) -> Output {
@@ -54,12 +42,7 @@ fn json(output: &Output) -> Value {
 
 /// The load must succeed; gives its report.
 fn report_of(output: &Output) -> Value {
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        stderr(output)
-    );
+    assert!(output.status.success(), "{}: {}", output.status, stderr(output));
     assert_eq!(stderr(output), "");
     let report = json(output);
     assert_eq!(report["ok"], true);
@@ -71,28 +54,17 @@ fn report_of(output: &Output) -> Value {
 fn assert_fails(conduct: Conduct, args: &[&str], kind: &str, words: &str) {
     let args = [args, &["--json", "--timeout", "1s"]].concat();
     let output = load_server(conduct, &args);
-    assert_eq!(
-        output.status.code(),
-        Some(1),
-        "{conduct:?}: {}",
-        stderr(&output)
-    );
+    assert_eq!(output.status.code(), Some(1), "{conduct:?}: {}", stderr(&output));
     let line = stderr(&output);
     assert_eq!(line.lines().count(), 1, "{conduct:?}: {line}");
     assert!(line.contains(words), "{conduct:?}: {line}");
     let report = json(&output);
     assert_eq!(report["ok"], false);
-    assert!(
-        report["errors"][kind].as_u64() > Some(0),
-        "{conduct:?}: {}",
-        report["errors"]
-    );
+    assert!(report["errors"][kind].as_u64() > Some(0), "{conduct:?}: {}", report["errors"]);
 }
 
 fn figure(report: &Value, name: &str) -> f64 {
-    report[name]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{name} in {report}"))
+    report[name].as_f64().unwrap_or_else(|| panic!("{name} in {report}"))
 }
 
 #[test]
@@ -106,15 +78,7 @@ fn a_good_server_passes_and_the_figures_agree() {
     assert!((rate - round_trips / seconds).abs() < 1.0, "{rate}");
     assert!(figure(&report, "verified_bytes") >= round_trips * 64.0);
     let latency = &report["latency"];
-    let order = [
-        "min_us",
-        "p50_us",
-        "p90_us",
-        "p99_us",
-        "p99_9_us",
-        "p99_99_us",
-        "max_us",
-    ];
+    let order = ["min_us", "p50_us", "p90_us", "p99_us", "p99_9_us", "p99_99_us", "max_us"];
     let values: Vec<f64> = order.iter().map(|name| figure(latency, name)).collect();
     assert!(values.is_sorted() && values[0] > 0.0, "{values:?}");
     assert_eq!(report["connect_latency"]["count"], 10);
@@ -123,15 +87,7 @@ fn a_good_server_passes_and_the_figures_agree() {
 #[test]
 fn deep_pipelines_of_odd_sizes_pass() {
     for (size, depth, threads) in [("1", "100", "2"), ("100003", "7", "1"), ("65536", "3", "3")] {
-        let args = [
-            "--json",
-            "--size",
-            size,
-            "--depth",
-            depth,
-            "--threads",
-            threads,
-        ];
+        let args = ["--json", "--size", size, "--depth", depth, "--threads", threads];
         let report = report_of(&load_server(Conduct::Good, &args));
         assert_eq!(report["threads"].to_string(), threads);
         assert!(figure(&report, "round_trips") > 0.0);
@@ -156,11 +112,7 @@ fn an_overloaded_schedule_is_reported() {
     assert_eq!(open_loop["scheduled_messages"], 15_000_000);
     assert!(figure(open_loop, "unsent_messages") > 10_000_000.0);
     // Half of the messages had waited for more than about half of the time.
-    assert!(
-        figure(&report["latency"], "p50_us") > 100_000.0,
-        "{}",
-        report["latency"]
-    );
+    assert!(figure(&report["latency"], "p50_us") > 100_000.0, "{}", report["latency"]);
 }
 
 #[test]
@@ -177,15 +129,7 @@ fn churn_counts_sessions() {
 
 #[test]
 fn stall_messages_are_told_apart() {
-    let args = [
-        "--json",
-        "--stall-fraction",
-        "0.2",
-        "--stall-kind",
-        "spin",
-        "--depth",
-        "4",
-    ];
+    let args = ["--json", "--stall-fraction", "0.2", "--stall-kind", "spin", "--depth", "4"];
     let report = report_of(&load_server(Conduct::Good, &args));
     let stalled = figure(&report["stall_latency"], "count");
     let all = stalled + figure(&report["latency"], "count");
@@ -194,25 +138,10 @@ fn stall_messages_are_told_apart() {
 
 #[test]
 fn bytes_that_are_not_right_fail_the_load() {
-    assert_fails(
-        Conduct::FlipByte,
-        &[],
-        "wrong_byte",
-        "1 connection received a wrong byte",
-    );
-    assert_fails(
-        Conduct::LoseByte,
-        &["--depth", "8"],
-        "wrong_byte",
-        "1 bytes further on",
-    );
+    assert_fails(Conduct::FlipByte, &[], "wrong_byte", "1 connection received a wrong byte");
+    assert_fails(Conduct::LoseByte, &["--depth", "8"], "wrong_byte", "1 bytes further on");
     // Whether more is awaited when the repetition comes is a matter of timing.
-    assert_fails(
-        Conduct::Repeat,
-        &["--depth", "8"],
-        "total",
-        "1 connection received",
-    );
+    assert_fails(Conduct::Repeat, &["--depth", "8"], "total", "1 connection received");
     assert_fails(Conduct::Repeat, &[], "total", "1 connection received");
     assert_fails(
         Conduct::CrossOver,
@@ -220,44 +149,19 @@ fn bytes_that_are_not_right_fail_the_load() {
         "wrong_byte",
         "2 connections received a wrong byte",
     );
-    assert_fails(
-        Conduct::AddAtEnd,
-        &[],
-        "extra_bytes",
-        "received bytes that were not sent",
-    );
+    assert_fails(Conduct::AddAtEnd, &[], "extra_bytes", "received bytes that were not sent");
 }
 
 #[test]
 fn lost_connections_fail_the_load() {
-    assert_fails(
-        Conduct::CloseEarly,
-        &[],
-        "closed_early",
-        "1 connection closed early",
-    );
-    assert_fails(
-        Conduct::FallSilent,
-        &[],
-        "timed_out",
-        "10 connections timed out",
-    );
-    assert_fails(
-        Conduct::NeverClose,
-        &[],
-        "bad_close",
-        "10 connections not closed in order",
-    );
+    assert_fails(Conduct::CloseEarly, &[], "closed_early", "1 connection closed early");
+    assert_fails(Conduct::FallSilent, &[], "timed_out", "10 connections timed out");
+    assert_fails(Conduct::NeverClose, &[], "bad_close", "10 connections not closed in order");
 }
 
 #[test]
 fn a_lost_byte_without_a_pipeline_is_a_reply_that_never_comes() {
-    assert_fails(
-        Conduct::LoseByte,
-        &["--size", "1"],
-        "timed_out",
-        "1 connection timed out",
-    );
+    assert_fails(Conduct::LoseByte, &["--size", "1"], "timed_out", "1 connection timed out");
 }
 
 #[test]
@@ -271,10 +175,7 @@ fn a_refused_address_is_one_clear_line() {
         assert_eq!(output.status.code(), Some(1));
         let line = stderr(&output);
         assert_eq!(line.lines().count(), 1, "{line}");
-        assert!(
-            line.contains("refused") && line.contains(&address),
-            "{line}"
-        );
+        assert!(line.contains("refused") && line.contains(&address), "{line}");
         assert_eq!(output.stdout, b"");
     }
 }
@@ -286,32 +187,14 @@ fn bad_flags_are_one_clear_line() {
         (vec!["::1:7000"], "needs brackets"),
         (vec!["127.0.0.1:7000", "--size", "0"], "--size"),
         (vec!["127.0.0.1:7000", "--rate", "-1"], "-1"),
-        (
-            vec!["127.0.0.1:7000", "--rate", "5", "--churn", "5"],
-            "cannot be used with",
-        ),
-        (
-            vec!["127.0.0.1:7000", "--stall-fraction", "2"],
-            "from 0 to 1",
-        ),
+        (vec!["127.0.0.1:7000", "--rate", "5", "--churn", "5"], "cannot be used with"),
+        (vec!["127.0.0.1:7000", "--stall-fraction", "2"], "from 0 to 1"),
         (vec!["127.0.0.1:7000", "--duration", "0"], "--duration"),
-        (
-            vec!["127.0.0.1:7000", "--connections", "9000000"],
-            "descriptors",
-        ),
+        (vec!["127.0.0.1:7000", "--connections", "9000000"], "descriptors"),
         (vec!["127.0.0.1:7000", "--frobnicate"], "--frobnicate"),
     ] {
-        let output = proactor()
-            .arg("load")
-            .args(&args)
-            .output()
-            .expect("the binary runs");
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{args:?}: {}",
-            stderr(&output)
-        );
+        let output = proactor().arg("load").args(&args).output().expect("the binary runs");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         let line = stderr(&output);
         assert_eq!(line.lines().count(), 1, "{args:?}: {line}");
         assert!(line.contains(words), "{args:?}: {line}");
@@ -323,13 +206,7 @@ fn the_table_is_for_people_and_quiet_is_quiet() {
     let output = load_server(Conduct::Good, &[]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).expect("text");
-    for words in [
-        "10 connections",
-        "64 bytes",
-        "round trips",
-        "p99.99",
-        "errors          none",
-    ] {
+    for words in ["10 connections", "64 bytes", "round trips", "p99.99", "errors          none"] {
         assert!(text.contains(words), "{words} in {text}");
     }
     let output = load_server(Conduct::Good, &["--quiet"]);
@@ -342,10 +219,7 @@ fn the_table_is_for_people_and_quiet_is_quiet() {
 fn the_servers_cpu_time_is_that_of_its_process() {
     // The server's threads are in this process.
     let pid = std::process::id().to_string();
-    let report = report_of(&load_server(
-        Conduct::Good,
-        &["--json", "--server-pid", &pid],
-    ));
+    let report = report_of(&load_server(Conduct::Good, &["--json", "--server-pid", &pid]));
     assert_eq!(report["server"]["pid"].to_string(), pid);
     assert!(figure(&report["server"], "cpu_seconds") > 0.0);
     assert!(figure(&report["server"], "cpu_us_per_round_trip") > 0.0);
@@ -378,9 +252,6 @@ fn ctrl_c_ends_early_and_still_reports() {
     stdout.read_to_string(&mut text).expect("text");
     assert!(child.wait().expect("it ends").success());
     let report: Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(
-        (&report["interrupted"], &report["ok"]),
-        (&Value::Bool(true), &Value::Bool(true))
-    );
+    assert_eq!((&report["interrupted"], &report["ok"]), (&Value::Bool(true), &Value::Bool(true)));
     assert!(figure(&report, "duration_seconds") < 60.0);
 }

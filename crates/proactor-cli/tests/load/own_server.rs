@@ -23,9 +23,7 @@ fn serve_if_told_to() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound address");
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "\nlistening on {address}")
-        .and_then(|()| stdout.flush())
-        .expect("a reader");
+    writeln!(stdout, "\nlistening on {address}").and_then(|()| stdout.flush()).expect("a reader");
     serve(&listener, Conduct::Good, &mpsc::channel().0);
 }
 
@@ -74,10 +72,7 @@ fn a_server_of_our_own_is_started_loaded_and_stopped() {
     let server = &report["server"];
     if cfg!(target_os = "linux") {
         let pid = server["pid"].as_u64().expect("a pid");
-        assert!(
-            !Path::new(&format!("/proc/{pid}")).exists(),
-            "the server has ended"
-        );
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the server has ended");
         assert!(server["cpu_us_per_round_trip"].as_f64() > Some(0.0));
     }
 }
@@ -88,8 +83,5 @@ fn a_server_that_does_not_start_is_one_clear_line() {
     assert_eq!(output.status.code(), Some(1));
     let line = String::from_utf8(output.stderr).expect("text");
     assert_eq!(line.lines().count(), 1, "{line}");
-    assert!(
-        line.contains("ended before it listened") && line.contains('3'),
-        "{line}"
-    );
+    assert!(line.contains("ended before it listened") && line.contains('3'), "{line}");
 }

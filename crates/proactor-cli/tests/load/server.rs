@@ -46,10 +46,7 @@ impl Server {
         let address = listener.local_addr().expect("a bound address");
         let (sender, first_echo) = mpsc::channel();
         thread::spawn(move || serve(&listener, conduct, &sender));
-        Self {
-            address,
-            first_echo,
-        }
+        Self { address, first_echo }
     }
 }
 
@@ -61,9 +58,7 @@ pub fn serve(listener: &TcpListener, conduct: Conduct, first_echo: &Sender<()>) 
     for stream in listener.incoming() {
         let Ok(stream) = stream else { return };
         if conduct == Conduct::CrossOver {
-            swap_sender
-                .send(stream)
-                .expect("the pairs are made as long as the server runs");
+            swap_sender.send(stream).expect("the pairs are made as long as the server runs");
             if let Some(swap) = swap.take() {
                 thread::spawn(move || cross_over(&swap));
             }
@@ -130,9 +125,7 @@ fn cross_over(clients: &Receiver<TcpStream>) {
     };
     let mut here = [0; 64];
     let mut there = [0; 64];
-    let both = first
-        .read_exact(&mut here)
-        .and_then(|()| second.read_exact(&mut there));
+    let both = first.read_exact(&mut here).and_then(|()| second.read_exact(&mut there));
     both.and_then(|()| first.write_all(&there))
         .and_then(|()| second.write_all(&here))
         .expect("both clients are there");

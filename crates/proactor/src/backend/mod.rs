@@ -72,8 +72,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Queues a packet.
     fn post(&self, packet: Completion) -> Result<(), Rejected>;
     /// Queues a packet with this operation at `deadline`.
-    fn start_timer(&self, key: usize, deadline: Instant, operation: Operation)
-    -> Result<(), Rejected>;
+    fn start_timer(
+        &self,
+        key: usize,
+        deadline: Instant,
+        operation: Operation,
+    ) -> Result<(), Rejected>;
     /// Ends a timer before its time, with a packet; `false` where there is none.
     fn cancel_timer(&self, timer: OperationId) -> bool;
     /// The calling thread gives up its slot; `false` where it has none.

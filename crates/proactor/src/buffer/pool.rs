@@ -107,9 +107,7 @@ impl Pool {
         assert!(!segment.is_null(), "buffer {index} was never allocated");
         // SAFETY: the segment holds SEGMENT_BUFFERS buffers of `buffer_bytes`, and the offset is
         // inside it; the result is not null because the segment is not.
-        unsafe {
-            NonNull::new_unchecked(segment.add(index % SEGMENT_BUFFERS * self.buffer_bytes))
-        }
+        unsafe { NonNull::new_unchecked(segment.add(index % SEGMENT_BUFFERS * self.buffer_bytes)) }
     }
 
     /// Gives a buffer back that no `PoolBuffer` stands for (an empty completion, for example).

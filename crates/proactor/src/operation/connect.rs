@@ -16,11 +16,7 @@ impl StreamSocket {
     /// [`AlreadyConnected`](ErrorKind::AlreadyConnected) also while a connect is pending;
     /// [`InvalidInput`](ErrorKind::InvalidInput) where the address is of another family;
     /// [`PortClosed`](ErrorKind::PortClosed).
-    pub fn connect(
-        &self,
-        operation: Operation,
-        peer: SocketAddr,
-    ) -> Result<OperationId, Rejected> {
+    pub fn connect(&self, operation: Operation, peer: SocketAddr) -> Result<OperationId, Rejected> {
         self.connect_to(operation, peer.into())
     }
 

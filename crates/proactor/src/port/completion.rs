@@ -34,7 +34,16 @@ impl Completion {
         error: Option<Error>,
     ) -> Self {
         let kind = operation.kind();
-        Self { key, bytes, kind, error, operation: Some(operation), chunk: None, receive: None, sequence: 0 }
+        Self {
+            key,
+            bytes,
+            kind,
+            error,
+            operation: Some(operation),
+            chunk: None,
+            receive: None,
+            sequence: 0,
+        }
     }
 
     /// One buffer of a continuous receive that goes on.

@@ -14,9 +14,9 @@ use crate::operation::{Operation, OperationId, OperationKind, Payload};
 pub use builder::Builder;
 pub(crate) use builder::Config;
 pub use completion::Completion;
-pub use source::{
-    Accepted, Associate, AssociatedFile, DatagramSocket, ListenSocket, StreamSocket,
-};
+pub use source::{Accepted, Associate, AssociatedFile, DatagramSocket, ListenSocket, StreamSocket};
+
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// One queue of finished I/O, with a limit on how many threads handle packets at once.
 ///
@@ -181,7 +181,10 @@ impl CompletionPort {
         delay: Duration,
         operation: Operation,
     ) -> Result<OperationId, Rejected> {
-        self.start_timer_at(key, Instant::now() + delay, operation)
+        let now = Instant::now();
+        // Beyond what the clock can name, a century is for ever.
+        let deadline = now.checked_add(delay).unwrap_or_else(|| now + CENTURY);
+        self.start_timer_at(key, deadline, operation)
     }
 
     /// Starts a timer that is due at `deadline`; see [`start_timer`](Self::start_timer).

@@ -37,10 +37,7 @@ impl Worker {
     }
 
     /// Gives the thread work; does not wait for it.
-    pub fn start<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Answer<T> {
+    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
         let (tell, answer) = mpsc::channel();
         let work: Work = Box::new(move || {
             // Nobody listens where the test is over.
@@ -57,10 +54,7 @@ impl Worker {
     }
 
     /// Gives the thread work that ends in a wait at the port, and returns once it waits there.
-    pub fn park<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Answer<T> {
+    pub fn park<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
         let (tell_started, started) = mpsc::channel();
         let answer = self.start(move || {
             tell_started.send(()).unwrap();

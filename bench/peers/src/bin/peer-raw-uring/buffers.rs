@@ -84,11 +84,7 @@ impl BufferRing {
     /// The first `length` bytes of a buffer that the kernel has filled.
     pub fn take(&mut self, buffer: u16, length: u32) -> Chunk {
         self.out += 1;
-        Chunk {
-            buffer,
-            start: 0,
-            length,
-        }
+        Chunk { buffer, start: 0, length }
     }
 
     /// Whether no chunk is out, so that nothing more will be given back.

@@ -76,12 +76,8 @@ fn main() -> io::Result<()> {
         let (mut submitter, submissions, completions) = ring.split();
         submitter.register_ring_fd()?;
         submitter.register_files_sparse(SLOTS.min(raise_descriptor_limit()) as u32)?;
-        let buffers = BufferRing::new(
-            &submitter,
-            BUFFER_GROUP,
-            per_worker.buffers,
-            per_worker.buffer_bytes,
-        )?;
+        let buffers =
+            BufferRing::new(&submitter, BUFFER_GROUP, per_worker.buffers, per_worker.buffer_bytes)?;
         Server {
             submitter,
             submissions,
@@ -249,13 +245,9 @@ impl Server<'_> {
 
     fn send(&mut self, slot: usize, chunk: Chunk) {
         let bytes = self.buffers.bytes(&chunk);
-        let send = opcode::Send::new(
-            types::Fixed(slot as u32),
-            bytes.as_ptr(),
-            bytes.len() as u32,
-        )
-        .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-        .build();
+        let send = opcode::Send::new(types::Fixed(slot as u32), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
         self.connections[slot].sending = Some(chunk);
         self.push(send.user_data(user_data(Kind::Send, slot as u32)));
     }

@@ -3,7 +3,7 @@
 //! Each worker has an epoll set, edge-triggered; a source is watched once, for everything, and its
 //! state remembers what it is ready for. No memory of an operation is ever in the kernel's hands.
 
-pub(crate) mod file;
+mod file;
 
 use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};

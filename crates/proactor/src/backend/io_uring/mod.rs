@@ -7,7 +7,10 @@
 //! Accepts, connects and datagrams wait on the epoll set too, which the ring polls.
 
 mod dispatch;
+pub(crate) mod file;
+pub(crate) mod probe;
 mod provided;
+mod refusal;
 
 use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
@@ -30,6 +33,7 @@ use crate::error::Error;
 use crate::operation::OperationKind;
 use crate::port::Config;
 use dispatch::{Event, Tag};
+use probe::probe_once;
 use provided::{GROUP, ProvidedBuffers};
 
 const SUBMISSIONS: u32 = 512;
@@ -77,17 +81,17 @@ impl Driver for RingDriver {
 
     fn open(config: &Config, poller: &Poller<Self>, wake: RawFd) -> Result<Self, Error> {
         let to_error = |error| error_from_io(OperationKind::Dequeue, &error);
-        let mut ring = IoUring::builder()
+        let mut builder = IoUring::builder();
+        builder
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
-            .setup_clamp()
-            .build(SUBMISSIONS)
-            .map_err(to_error)?;
-        // Saves a lookup in each call; the same without it.
-        let _ = ring.submitter().register_ring_fd();
+            .setup_clamp();
+        if probe_once().features.taskrun_flag {
+            builder.setup_taskrun_flag();
+        }
+        let ring = builder.build(SUBMISSIONS).map_err(to_error)?;
         let pool = Pool::new(config.receive_buffer_bytes, config.maximum_receive_buffers);
         let buffers = ProvidedBuffers::register(&ring, pool).map_err(to_error)?;
         let mut driver = Self {
@@ -113,7 +117,7 @@ impl Driver for RingDriver {
     }
 
     fn file_service(_config: &Config, deliver: Weak<dyn Deliver>) -> Arc<dyn FileService> {
-        Arc::new(super::epoll::file::ThreadFileService::new(4, deliver))
+        Arc::new(file::RingFileService::new(deliver))
     }
 
     fn first_interest(kind: SourceKind) -> u32 {

@@ -73,6 +73,8 @@ pub(crate) struct Central {
     closed: AtomicBool,
     wakes: AtomicU64,
     blocked: AtomicU64,
+    /// Packets that came after the close, until somebody who holds no lock drops them.
+    too_late: Mutex<Vec<Completion>>,
 }
 
 struct Shared {
@@ -110,6 +112,19 @@ impl Central {
             closed: AtomicBool::new(false),
             wakes: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
+            too_late: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn too_late(&self) -> MutexGuard<'_, Vec<Completion>> {
+        self.too_late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops packets that came after the close. Call it without any lock held.
+    pub(crate) fn drop_late(&self) {
+        if self.is_closed() {
+            let late = std::mem::take(&mut *self.too_late());
+            drop(late);
         }
     }
 
@@ -345,19 +360,8 @@ impl Sink<'_> {
             // may hold locks that the operation's context must not meet, so it is dropped later.
             match &mut self.local {
                 Some(local) => local.push_back(dropped),
-                None => ORPHANS.with_borrow_mut(|orphans| orphans.push(dropped)),
+                None => self.central.too_late().push(dropped),
             }
         }
     }
-}
-
-thread_local! {
-    /// Packets that no port takes any more, until the thread holds no lock.
-    static ORPHANS: std::cell::RefCell<Vec<Completion>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-/// Drops packets that came too late for their port. Call it without any lock held.
-pub(crate) fn drop_orphans() {
-    let orphans = ORPHANS.with_borrow_mut(std::mem::take);
-    drop(orphans);
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
-use super::central::{Central, Park, Sink, drop_orphans};
+use super::central::{Central, Park, Sink};
 use super::driver::{Driver, Wait};
 use super::errno::error_of;
 use super::file::{Deliver, FileService};
+use super::file_operation::check_servable;
 use super::file_source::FileSource;
 use super::socket::{Context, Socket, SourceKind};
 use super::syscall;
@@ -437,8 +438,7 @@ impl<D: Driver> Engine<D> {
 
     fn stop_keeping_time(&self, worker: &Worker<D>) {
         let keeper = worker.slot.index + 1;
-        let _ =
-            self.timekeeper.compare_exchange(keeper, 0, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.timekeeper.compare_exchange(keeper, 0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     // ---- timers ----
@@ -490,6 +490,13 @@ impl<D: Driver> Engine<D> {
             return Err(error(ErrorKind::PortClosed));
         }
         let system = |errno| error_of(OperationKind::Associate, errno);
+        let wanted = match kind {
+            SourceKind::Stream | SourceKind::Listener => socket2::Type::STREAM,
+            SourceKind::Datagram => socket2::Type::DGRAM,
+        };
+        if socket.r#type().ok() != Some(wanted) {
+            return Err(error(ErrorKind::InvalidInput));
+        }
         let inode = syscall::inode(std::os::fd::AsFd::as_fd(socket)).map_err(system)?;
         let mut guard = lock(&ASSOCIATED);
         let associated = guard.get_or_insert_default();
@@ -554,6 +561,9 @@ impl<D: Driver> Backend for Engine<D> {
                     let error = Error::new(OperationKind::Associate, ErrorKind::PortClosed);
                     return Err((error, RawSource::File(file)));
                 }
+                if let Err(error) = check_servable(&file) {
+                    return Err((error, RawSource::File(file)));
+                }
                 return Ok(Arc::new(FileSource::new(self, file, key)));
             }
         };
@@ -597,7 +607,7 @@ impl<D: Driver> Backend for Engine<D> {
         if result == Err(DequeueError::Closed) {
             worker::leave(self.id);
         }
-        drop_orphans();
+        self.central.drop_late();
         result
     }
 
@@ -615,10 +625,9 @@ impl<D: Driver> Backend for Engine<D> {
             let _ = self.turn(&worker, &mut local, Wait::No);
         }
         let outcome = self.central.push(packet);
-        drop_orphans();
-        outcome.map_err(|packet| {
-            packet.reject(Error::new(OperationKind::Post, ErrorKind::PortClosed))
-        })
+        self.central.drop_late();
+        outcome
+            .map_err(|packet| packet.reject(Error::new(OperationKind::Post, ErrorKind::PortClosed)))
     }
 
     fn start_timer(
@@ -700,6 +709,6 @@ impl<D: Driver> Backend for Engine<D> {
             }
         }
         worker::leave(self.id);
-        drop_orphans();
+        self.central.drop_late();
     }
 }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use socket2::SockRef;
 
-use super::central::drop_orphans;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::file::FileRequest;
@@ -72,6 +71,6 @@ impl<D: Driver> BackendSource for FileSource<D> {
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.engine.files().cancel_all(self.id);
-        drop_orphans();
+        self.engine.central.drop_late();
     }
 }

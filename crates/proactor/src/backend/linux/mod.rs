@@ -35,23 +35,52 @@ pub(crate) mod timers;
 mod watch;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use super::epoll::EpollDriver;
 use super::io_uring::RingDriver;
+use super::io_uring::probe::probe_once;
 use super::{Backend, BackendChoice, BackendDescription};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::operation::OperationKind;
 use crate::port::Config;
 use engine::Engine;
 
-pub(crate) fn probe(_choice: BackendChoice) -> Result<BackendDescription, Error> {
-    Ok(BackendDescription { name: "epoll", capabilities: Vec::new(), degraded: None })
+/// What a port created with `choice` would use. An automatic choice that has to do without
+/// io_uring says why; a forced one fails.
+pub(crate) fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> {
+    if choice == BackendChoice::Epoll {
+        return Ok(epoll_description(None));
+    }
+    let probe = probe_once();
+    let refusal = match &probe.refusal {
+        Some(refusal) => refusal.clone(),
+        None => "io_uring: a feature that is needed is missing".to_owned(),
+    };
+    if probe.usable {
+        let capabilities = probe.capabilities.clone();
+        return Ok(BackendDescription { name: "io_uring", capabilities, degraded: None });
+    }
+    if choice == BackendChoice::IoUring {
+        tracing::error!(%refusal, "the io_uring backend was asked for and is not to be had");
+        return Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported));
+    }
+    Ok(epoll_description(Some(format!("{refusal}; using epoll"))))
+}
+
+fn epoll_description(degraded: Option<String>) -> BackendDescription {
+    BackendDescription { name: "epoll", capabilities: Vec::new(), degraded }
 }
 
 pub(crate) fn open(choice: BackendChoice, config: &Config) -> Result<Arc<dyn Backend>, Error> {
     let description = probe(choice)?;
-    Ok(match choice {
-        BackendChoice::Epoll => Engine::<EpollDriver>::new(config, description),
+    if let Some(reason) = &description.degraded {
+        // Once for the process: every further port would say the same.
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::warn!(%reason, "the epoll backend is used"));
+    }
+    Ok(match description.name {
+        "epoll" => Engine::<EpollDriver>::new(config, description),
         _ => Engine::<RingDriver>::new(config, description),
     })
 }

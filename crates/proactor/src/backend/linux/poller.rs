@@ -169,13 +169,8 @@ impl<D: Driver> Poller<D> {
         if let (Some(set), true) = (self.rescue_set.get(), socket.is_stream()) {
             let interest = (libc::EPOLLIN | libc::EPOLLRDHUP) as u32;
             // Without it the socket waits for its own worker, as it would without a rescue.
-            let added = syscall::epoll_control(
-                set,
-                libc::EPOLL_CTL_ADD,
-                socket.raw_fd(),
-                interest,
-                token,
-            );
+            let added =
+                syscall::epoll_control(set, libc::EPOLL_CTL_ADD, socket.raw_fd(), interest, token);
             if let Err(errno) = added
                 && errno != libc::EEXIST
             {

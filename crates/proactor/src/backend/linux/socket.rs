@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use socket2::SockRef;
 
-use super::central::{Sink, drop_orphans};
+use super::central::Sink;
 use super::datagram::Datagrams;
 use super::driver::Driver;
 use super::engine::Engine;
@@ -137,10 +137,6 @@ impl<D: Driver> Socket<D> {
         self.kind == SourceKind::Stream
     }
 
-    pub(crate) fn kind(&self) -> SourceKind {
-        self.kind
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,7 +147,11 @@ impl<D: Driver> Socket<D> {
     }
 
     /// Takes `home` as the place that serves this socket, and starts what is pending there.
-    pub(crate) fn settle(self: &Arc<Self>, worker: &Arc<Worker<D>>, context: &mut Context<'_, '_, D>) {
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        worker: &Arc<Worker<D>>,
+        context: &mut Context<'_, '_, D>,
+    ) {
         let mut state = self.lock();
         if state.closed || state.home.is_some() {
             return;
@@ -236,6 +236,16 @@ impl<D: Driver> Socket<D> {
         }
     }
 
+    /// Whether it waits in its home's inbox.
+    pub(crate) fn is_attending(&self) -> bool {
+        self.attending.load(Ordering::SeqCst)
+    }
+
+    /// Whether receive buffers of it are out, each of which holds the socket.
+    pub(crate) fn holds_bytes(&self) -> bool {
+        self.held_bytes.load(Ordering::SeqCst) > 0
+    }
+
     /// Counts buffer room that was read ahead; `false` when reading has to pause.
     pub(crate) fn hold(&self, bytes: usize) -> bool {
         let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
@@ -277,7 +287,12 @@ impl<D: Driver> Socket<D> {
     }
 
     /// Queues the packet of an operation that was cancelled.
-    pub(crate) fn finish_cancelled(&self, sink: &mut Sink<'_>, operation: Operation, kind: ErrorKind) {
+    pub(crate) fn finish_cancelled(
+        &self,
+        sink: &mut Sink<'_>,
+        operation: Operation,
+        kind: ErrorKind,
+    ) {
         let bytes = operation.inner.done_bytes;
         let error = Error::new(operation.kind(), kind);
         self.finish(sink, operation, bytes, Some(error));
@@ -286,7 +301,7 @@ impl<D: Driver> Socket<D> {
     /// Runs `act` in the context of the calling thread.
     fn act<R>(&self, act: impl FnOnce(&mut Context<'_, '_, D>) -> R) -> R {
         let result = self.engine.in_context(act);
-        drop_orphans();
+        self.engine.central.drop_late();
         result
     }
 

@@ -1,13 +1,15 @@
 //! Receiving on a stream, in both ways: a driver hands over buffers that the kernel filled, or the
 //! socket is read when it is ready.
 
+use std::net::Shutdown;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
 use super::socket::{Context, Role, Socket, State};
-use super::stream::{End, Receiving, Stream};
+use super::stream::{Connection, End, Receiving, Stream};
 use super::syscall;
 use crate::buffer::{Pool, PoolBuffer};
 use crate::error::{Error, Rejected};
@@ -273,33 +275,38 @@ impl<D: Driver> Socket<D> {
         }
     }
 
-    /// The socket is closed: makes the kernel let go of it.
+    /// The socket is closed: makes the kernel let go of it, and tells the peer at once where the
+    /// descriptor stays open for a while.
     pub(crate) fn stop_reading(&self, state: &mut State<D>, context: &mut Context<'_, '_, D>) {
         let Role::Stream(stream) = &mut state.role else { return };
+        let stays_open = stream.receiving != Receiving::No
+            || stream.sending
+            || self.is_attending()
+            || self.holds_bytes();
+        if stays_open && stream.connection == Connection::Established {
+            // Others hold the socket: a request in the kernel, an inbox, buffers in the user's
+            // hands. An abortive close (rule 86) resets, any other ends in order.
+            if self.socket.linger().is_ok_and(|linger| linger == Some(Duration::ZERO)) {
+                syscall::dissolve(self.raw_fd());
+            } else {
+                let _ = self.socket.shutdown(Shutdown::Both);
+            }
+            stream.connection = Connection::None;
+        }
         let Receiving::Armed(worker) = stream.receiving else { return };
         let Some(shared) = self.shared() else { return };
         if let Some(driver) = context.driver_of(worker) {
             stream.receiving = Receiving::Stopping;
             driver.queue_stop(&shared);
-            return;
+        } else {
+            self.attend(state);
         }
-        // Its home lets go when it comes by. The peer must not wait for that; only an abortive
-        // close (rule 86) has to, because a shutdown would make it an orderly one.
-        let abortive = self.socket.linger().is_ok_and(|linger| linger == Some(std::time::Duration::ZERO));
-        if !abortive {
-            let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        }
-        self.attend(state);
     }
 
     /// A rescuer found the socket readable while its home is stuck: reads it without its driver.
     /// Ends and errors wait for the home, whose receive sees them too. Returns whether a packet
     /// came of it.
-    pub(crate) fn read_for_home(
-        self: &Arc<Self>,
-        pool: &Arc<Pool>,
-        sink: &mut Sink<'_>,
-    ) -> bool {
+    pub(crate) fn read_for_home(self: &Arc<Self>, pool: &Arc<Pool>, sink: &mut Sink<'_>) -> bool {
         let mut state = self.lock();
         if state.closed {
             return false;

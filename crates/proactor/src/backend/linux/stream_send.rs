@@ -173,7 +173,9 @@ impl<D: Driver> Socket<D> {
                     Payload::Data(buffer) => {
                         let rest = &buffer.as_slice()[inner.done_bytes..];
                         // SAFETY: the buffer is borrowed for the call.
-                        unsafe { syscall::send_gather(self.raw_fd(), &[syscall::io_slice(rest)], None) }
+                        unsafe {
+                            syscall::send_gather(self.raw_fd(), &[syscall::io_slice(rest)], None)
+                        }
                     }
                     _ => self.send_gathered(stream, &mut slices),
                 },

@@ -165,10 +165,7 @@ pub(crate) struct Datagram {
 }
 
 /// `recvmsg(2)` of one datagram, without blocking.
-pub(crate) fn recv_datagram(
-    fd: RawFd,
-    room: &mut [MaybeUninit<u8>],
-) -> Result<Datagram, i32> {
+pub(crate) fn recv_datagram(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> Result<Datagram, i32> {
     let mut slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
     let mut outcome = Err(libc::EIO);
     // SAFETY: the closure hands the kernel a storage of the length that it states, and `slice`

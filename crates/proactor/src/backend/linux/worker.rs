@@ -106,8 +106,7 @@ impl<D: Driver> Worker<D> {
         }
         let sockets = self.take_inbox();
         let mut sink = Sink { central: &engine.central, local: Some(&mut local.queue) };
-        let mut context =
-            Context::new(local.driver.as_mut(), Some(self.slot.index), &mut sink);
+        let mut context = Context::new(local.driver.as_mut(), Some(self.slot.index), &mut sink);
         for socket in &sockets {
             socket.serve(&mut context);
         }
@@ -142,7 +141,7 @@ impl<D: Driver> Worker<D> {
         engine.in_context(|context| asking.iter().for_each(|socket| socket.serve(context)));
         engine.central.leave(&self.slot);
         drop(packets);
-        super::central::drop_orphans();
+        engine.central.drop_late();
     }
 }
 
@@ -239,11 +238,8 @@ pub(crate) fn remember<D: Driver>(engine: u64, worker: &Arc<Worker<D>>) {
     // During the thread's end there is nothing to remember with: then the worker is left at once
     // by whoever drops it last.
     let _ = MEMBERSHIPS.try_with(|memberships| {
-        let member = Member {
-            engine,
-            worker: Arc::clone(worker) as _,
-            any: Arc::clone(worker) as _,
-        };
+        let member =
+            Member { engine, worker: Arc::clone(worker) as _, any: Arc::clone(worker) as _ };
         memberships.borrow_mut().0.insert(0, member);
     });
 }

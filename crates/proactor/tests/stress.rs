@@ -1,0 +1,284 @@
+//! Everything at once: several threads, hundreds of connections, handlers that dawdle and block,
+//! and every byte checked. Bounded by the number of messages.
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::worker::spin_until;
+use common::*;
+use proactor::{
+    Completion, CompletionPort, Error, ErrorKind, ListenSocket, Operation, OperationKind, Rejected,
+    StreamSocket,
+};
+
+const WORKERS: usize = 6;
+const CLIENT_THREADS: usize = 4;
+const CONNECTIONS_EACH: usize = 50;
+const ROUNDS: usize = 20;
+/// The listener's key; sessions have their number.
+const LISTENER: usize = usize::MAX;
+
+/// How the server receives.
+#[derive(Clone, Copy, PartialEq)]
+enum Style {
+    /// One receive, one send, in turn, with one operation that goes round and round.
+    InTurn,
+    /// A continuous receive, whose buffers are sent on as they are.
+    Continuous,
+}
+
+/// An echo server whose handlers now and then take their time.
+struct Server {
+    port: Arc<CompletionPort>,
+    listener: ListenSocket,
+    style: Style,
+    sessions: Mutex<HashMap<usize, Arc<StreamSocket>>>,
+    accepted: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Server {
+    fn start(ports: &Ports, style: Style) -> (Arc<Self>, SocketAddr) {
+        let port = ports.shared(2);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = port.associate(listener, LISTENER).unwrap();
+        for _ in 0..4 {
+            listener.accept(Operation::new()).unwrap();
+        }
+        let server = Self {
+            port,
+            listener,
+            style,
+            sessions: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+        };
+        (Arc::new(server), address)
+    }
+
+    /// Serves until the port closes; says how many packets this thread handled.
+    fn serve(&self, seed: u64) -> usize {
+        let mut random = Random::new(seed);
+        let mut handled = 0;
+        while let Ok(completion) = self.port.dequeue(None) {
+            dawdle(&mut random, &self.port);
+            self.handle(completion);
+            handled += 1;
+        }
+        handled
+    }
+
+    fn handle(&self, mut completion: Completion) {
+        let key = completion.key();
+        let outcome = completion.result();
+        if let Err(error) = outcome {
+            return self.failed(key, completion.kind(), error);
+        }
+        match completion.kind() {
+            OperationKind::Accept => self.accept(completion.into_operation().unwrap()),
+            OperationKind::RecvContinuous => match completion.take_chunk() {
+                Some(chunk) => {
+                    self.go_on(key, |stream| stream.send(Operation::new(), chunk).map(drop));
+                }
+                None => self.end(key),
+            },
+            OperationKind::Recv if outcome == Ok(0) => self.end(key),
+            OperationKind::Recv => {
+                let mut operation = completion.into_operation().unwrap();
+                let buffer = operation.take_buffer().unwrap();
+                self.go_on(key, |stream| stream.send(operation, buffer).map(drop));
+            }
+            OperationKind::Send if self.style == Style::Continuous => {}
+            OperationKind::Send => {
+                let operation = completion.into_operation().unwrap();
+                let buffer = Vec::with_capacity(3_000);
+                self.go_on(key, |stream| stream.recv(operation, buffer).map(drop));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn accept(&self, mut operation: Operation) {
+        let accepted = operation.take_accepted().expect("a success brings a connection");
+        self.listener.accept(operation).unwrap();
+        let key = self.accepted.fetch_add(1, Ordering::SeqCst);
+        let stream = Arc::new(self.port.associate(accepted, key).unwrap());
+        // The session is there before its first packet can be.
+        self.sessions.lock().unwrap().insert(key, Arc::clone(&stream));
+        self.go_on(key, |stream| match self.style {
+            Style::InTurn => stream.recv(Operation::new(), Vec::with_capacity(3_000)).map(drop),
+            Style::Continuous => stream.recv_continuous(Operation::new()).map(drop),
+        });
+    }
+
+    /// Starts the next operation of a session, if the session is there still.
+    fn go_on(&self, key: usize, start: impl FnOnce(&StreamSocket) -> Result<(), Rejected>) {
+        let session = self.sessions.lock().unwrap().get(&key).cloned();
+        if let Some(stream) = session
+            && let Err(rejected) = start(&stream)
+        {
+            assert_eq!(rejected.error().kind(), ErrorKind::ConnectionReset, "{rejected:?}");
+            // A continuous receive has a last packet of its own.
+            if self.style == Style::InTurn {
+                self.end(key);
+            }
+        }
+    }
+
+    fn failed(&self, key: usize, kind: OperationKind, error: Error) {
+        let expected = [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted];
+        assert!(expected.contains(&error.kind()), "{error}");
+        if self.style == Style::InTurn || kind == OperationKind::RecvContinuous {
+            self.end(key);
+        }
+    }
+
+    fn end(&self, key: usize) {
+        let session = self.sessions.lock().unwrap().remove(&key);
+        assert!(session.is_some(), "a session ended twice");
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Spends time in a handler now and then: asleep, asleep with notice, or busy.
+fn dawdle(random: &mut Random, port: &CompletionPort) {
+    match random.below(400) {
+        0 => thread::sleep(Duration::from_millis(3)),
+        1 => port.blocking(|| thread::sleep(Duration::from_millis(3))),
+        2 => {
+            let end = Instant::now() + Duration::from_millis(2);
+            spin_until(|| Instant::now() >= end);
+        }
+        3 => thread::yield_now(),
+        _ => {}
+    }
+}
+
+/// Sends a message on each of many connections, then reads the answers, round after round.
+fn echo_client(address: SocketAddr, seed: u64, longest: u64) {
+    let mut random = Random::new(seed);
+    let mut connections: Vec<TcpStream> = (0..CONNECTIONS_EACH).map(|_| connect(address)).collect();
+    for round in 0..ROUNDS {
+        let mut messages = Vec::new();
+        for connection in &mut connections {
+            let length = 1 + random.below(longest) as usize;
+            let message = pattern(random.below(u64::MAX), length);
+            connection.write_all(&message).expect("the server reads");
+            messages.push(message);
+        }
+        for (connection, message) in connections.iter_mut().zip(&messages) {
+            let mut answer = vec![0; message.len()];
+            connection.read_exact(&mut answer).unwrap_or_else(|error| {
+                panic!("round {round}: no answer of {} bytes: {error}", message.len())
+            });
+            assert_same_bytes(&answer, message);
+        }
+    }
+}
+
+/// Connects, talks a little, and leaves in one of several ways, again and again.
+///
+/// With a continuous receive, the end of the stream and the bytes before it may be handled by two
+/// threads at once, so the server may close before it answers: there no client waits for an answer
+/// behind its end.
+fn restless_client(address: SocketAddr, style: Style, seed: u64, connections: usize) {
+    let mut random = Random::new(seed);
+    for _ in 0..connections {
+        let mut connection = connect(address);
+        let message = pattern(seed, 1 + random.below(500) as usize);
+        let ways = if style == Style::InTurn { 5 } else { 4 };
+        match random.below(ways) {
+            0 => {}
+            1 => reset(connection),
+            2 => {
+                connection.write_all(&message).unwrap();
+                reset(connection);
+            }
+            3 => {
+                connection.write_all(&message).unwrap();
+                assert_same_bytes(&read_bytes(&mut connection, message.len()), &message);
+            }
+            _ => {
+                connection.write_all(&message).unwrap();
+                connection.shutdown(Shutdown::Write).unwrap();
+                let (answer, error) = read_to_end(&mut connection);
+                assert_eq!(error, None);
+                assert_same_bytes(&answer, &message);
+            }
+        }
+    }
+}
+
+/// Runs a server with its threads, lets `clients` use it, and sees that every session ended.
+fn with_server(ports: &Ports, style: Style, clients: impl FnOnce(SocketAddr) -> usize) {
+    let (server, address) = Server::start(ports, style);
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|seed| {
+            let server = Arc::clone(&server);
+            thread::spawn(move || server.serve(seed as u64))
+        })
+        .collect();
+    let connections = clients(address);
+    let all = || server.ended.load(Ordering::SeqCst) == connections;
+    wait_until("every session to end", || all() || workers.iter().any(|w| w.is_finished()));
+    server.port.close();
+    let handled: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+    assert_eq!(server.accepted.load(Ordering::SeqCst), connections);
+    let counters = server.port.counters();
+    assert_eq!(counters.dequeued_packets, handled as u64);
+    println!("{}: {counters:?}", ports.name());
+}
+
+fn echo(ports: &Ports, style: Style, longest: u64) {
+    with_server(ports, style, |address| {
+        thread::scope(|scope| {
+            for seed in 0..CLIENT_THREADS {
+                scope.spawn(move || echo_client(address, seed as u64 + 1, longest));
+            }
+        });
+        CLIENT_THREADS * CONNECTIONS_EACH
+    });
+}
+
+fn churn(ports: &Ports, style: Style) {
+    const EACH: usize = 150;
+    with_server(ports, style, |address| {
+        thread::scope(|scope| {
+            for seed in 0..CLIENT_THREADS {
+                scope.spawn(move || restless_client(address, style, seed as u64 + 1, EACH));
+            }
+        });
+        CLIENT_THREADS * EACH
+    });
+}
+
+on_each_backend! {
+    /// Hundreds of connections, one receive and one send in turn, messages of up to three buffers.
+    fn echo_in_turn(ports: &Ports) {
+        echo(ports, Style::InTurn, 9_000);
+    }
+
+    /// Hundreds of connections with a continuous receive. A message is one segment, so that it is
+    /// one packet: several of one connection could be handled by several threads at once.
+    fn echo_continuously(ports: &Ports) {
+        echo(ports, Style::Continuous, 1_400);
+    }
+
+    /// Connections that come and go in every way, one receive and one send in turn.
+    fn connections_come_and_go(ports: &Ports) {
+        churn(ports, Style::InTurn);
+    }
+
+    /// The same with continuous receives.
+    fn connections_come_and_go_with_continuous_receives(ports: &Ports) {
+        churn(ports, Style::Continuous);
+    }
+}
