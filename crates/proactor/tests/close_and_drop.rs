@@ -394,27 +394,6 @@ on_each_backend! {
         drop(port);
         refused(stream.recv(Operation::new(), Vec::new()), ErrorKind::PortClosed);
     }
-
-    /// A duplicate that was made before the association keeps the connection open when the handle
-    /// goes; the operations of the handle end all the same. (The port knows its own handles only:
-    /// here it differs from rule 10.)
-    fn rule_10_a_duplicate_from_before_keeps_the_connection(ports: &Ports) {
-        let port = ports.open(1);
-        let (stream, mut peer) = tcp_pair();
-        let mut duplicate = stream.try_clone().unwrap();
-        let stream = port.associate(stream, 1).unwrap();
-        stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
-        assert_quiet(&port);
-        drop(stream);
-        dequeue_failure(&port, RECV, ErrorKind::ConnectionAborted);
-        // Its blocking mode was the port's affair.
-        duplicate.set_nonblocking(false).unwrap();
-        duplicate.write_all(b"open").unwrap();
-        assert_eq!(read_bytes(&mut peer, 4), b"open");
-        peer.write_all(b"back").unwrap();
-        bound_waits(&duplicate);
-        assert_eq!(read_bytes(&mut duplicate, 4), b"back");
-    }
 }
 
 /// Serves `count` messages, starts the next receive of each, and says whose they were.

@@ -105,6 +105,26 @@ on_each_backend! {
         check_last(dequeue_within(&port, KIND), None);
     }
 
+    /// Each packet has its number in the receive, the last one too; the next receive counts anew.
+    fn packets_are_numbered(ports: &Ports) {
+        let port = ports.open(1);
+        let (stream, mut peer) = associated(&port);
+        let mut operation = Operation::new();
+        for _ in 0..2 {
+            let id = stream.recv_continuous(operation).unwrap();
+            for number in 0..5 {
+                peer.write_all(b"x").unwrap();
+                assert_eq!(dequeue_within(&port, KIND).sequence(), number);
+            }
+            assert!(stream.cancel(id));
+            let completion = dequeue_within(&port, KIND);
+            assert_eq!(completion.sequence(), 5);
+            operation = check_last(completion, Some(ErrorKind::Cancelled));
+        }
+        stream.send(operation, "x").unwrap();
+        assert_eq!(dequeue_within(&port, OperationKind::Send).sequence(), 0);
+    }
+
     /// Bytes that came just before the end are delivered before it.
     fn rule_57_the_last_bytes_come_before_the_end(ports: &Ports) {
         let port = ports.open(1);

@@ -106,7 +106,9 @@ impl CompletionPort {
     /// (rules 10, 74). A socket can be associated once in its life, with one port (rule 8).
     ///
     /// The source's own blocking mode is managed by the port from here on. Bytes that the port
-    /// has read ahead for a stream are seen by `recv` only, not by plain reads on a duplicate.
+    /// has read ahead for a stream are seen by `recv` only, not by plain reads on a duplicate of
+    /// the descriptor made elsewhere, and closing the handle may end the connection for such a
+    /// duplicate too.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the socket is associated already

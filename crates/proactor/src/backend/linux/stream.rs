@@ -65,6 +65,8 @@ pub(crate) struct Stream {
     /// A send is queued with the driver or submitted.
     pub(crate) sending: bool,
     pub(crate) send_error: Option<Error>,
+    /// A send was told that the peer reset the connection.
+    pub(crate) reset: bool,
     shut_receive: bool,
     pub(crate) shut_send: bool,
     /// The end of the stream is to be sent behind the last send, without a packet.
@@ -92,6 +94,7 @@ impl Stream {
             pinned_bytes: 0,
             sending: false,
             send_error: None,
+            reset: false,
             shut_receive: false,
             shut_send: false,
             end_behind_sends: false,
@@ -101,6 +104,19 @@ impl Stream {
             receiving: Receiving::No,
             one_at_a_time: false,
         }
+    }
+
+    /// Notes how the received stream ended.
+    pub(crate) fn set_end(&mut self, end: End) {
+        let end = match end {
+            End::Orderly if self.reset => End::Failed(Error::with_raw(
+                OperationKind::Recv,
+                ErrorKind::ConnectionReset,
+                libc::ECONNRESET,
+            )),
+            end => end,
+        };
+        self.end.get_or_insert(end);
     }
 
     /// Why a new receive is refused, if it is.
@@ -317,8 +333,14 @@ impl<D: Driver> Socket<D> {
             }
         };
         let Some(operation) = stream.connect.take() else { return };
-        stream.connection =
-            if error.is_none() { Connection::Established } else { Connection::None };
+        stream.connection = match error {
+            None => Connection::Established,
+            Some(_) => {
+                // Without it the next attempt would be told of this one's failure (rule 106).
+                syscall::dissolve(self.raw_fd());
+                Connection::None
+            }
+        };
         self.finish(sink, operation, 0, error);
     }
 
@@ -337,6 +359,10 @@ impl<D: Driver> Socket<D> {
             let interest = (libc::EPOLLOUT | libc::EPOLLET) as u32;
             let _ = self.watch(state, interest);
             return;
+        }
+        if !stream.writable && !stream.sends.is_empty() {
+            // At a new home, the wait for room has to be taken up again.
+            self.wait_for_room(state);
         }
         self.continue_receiving(state, context);
         self.continue_sending(state, context);

@@ -227,8 +227,8 @@ impl<D: Driver> Socket<D> {
         if closed {
             return;
         }
-        if end.is_some() && stream.end.is_none() {
-            stream.end = end;
+        if let Some(end) = end {
+            stream.set_end(end);
         }
         self.continue_receiving(&mut state, context);
     }
@@ -363,7 +363,7 @@ impl<D: Driver> Socket<D> {
                 // Less than there was room for: the socket is drained, unless its end is due.
                 Read::Bytes(count, room) => stream.readable = stream.ending || count == room,
                 Read::End(end) => {
-                    stream.end = Some(end);
+                    stream.set_end(end);
                     stream.satisfy(self, context.sink);
                 }
                 Read::Drained => stream.readable = false,

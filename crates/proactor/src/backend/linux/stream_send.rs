@@ -7,7 +7,7 @@ use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
 use super::socket::{Context, Role, Socket, State};
-use super::stream::{Connection, Stream};
+use super::stream::{Connection, End, Stream};
 use super::syscall::{self, GATHER_LIMIT, IoSlice};
 use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationKind, Payload};
@@ -103,6 +103,11 @@ impl Stream {
     /// The connection cannot send any more: every queued send fails.
     fn fail_sends<D: Driver>(&mut self, socket: &Socket<D>, errno: i32, sink: &mut Sink<'_>) {
         self.send_error = Some(error_of(OperationKind::Send, errno));
+        if errno == libc::ECONNRESET {
+            // Linux tells of a reset once: the receives have to hear of it from here, or they
+            // would take it for an orderly end.
+            self.reset = true;
+        }
         self.end_behind_sends = false;
         while let Some(operation) = self.sends.pop_front() {
             let bytes = operation.inner.done_bytes;
@@ -126,7 +131,12 @@ impl<D: Driver> Socket<D> {
             (Connection::None | Connection::Connecting, _, _) => Some(ErrorKind::NotConnected),
             (_, true, _) => Some(ErrorKind::ShutDown),
             (_, _, Some(error)) => Some(error.kind()),
-            _ => None,
+            _ => match stream.end {
+                Some(End::Failed(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                    Some(ErrorKind::ConnectionReset)
+                }
+                _ => None,
+            },
         };
         if let Some(kind) = refused {
             return Err(Rejected::new(Error::new(operation.kind(), kind), operation));
@@ -203,7 +213,7 @@ impl<D: Driver> Socket<D> {
     }
 
     /// The socket takes no more: its home's epoll set tells when it does again.
-    fn wait_for_room(&self, state: &mut State<D>) {
+    pub(crate) fn wait_for_room(&self, state: &mut State<D>) {
         let Role::Stream(stream) = &mut state.role else { return };
         stream.writable = false;
         let interest = (libc::EPOLLOUT | libc::EPOLLET) as u32;
