@@ -77,7 +77,7 @@ on_each_backend! {
         assert_quiet(&port);
     }
 
-    /// An offset that no file can have gives one packet with an error, or is refused; nothing hangs.
+    /// An offset that no file can have gives one packet with an error, or is refused.
     fn an_impossible_offset_is_an_error(ports: &Ports) {
         let port = ports.open(1);
         let (file, view) = associated(&port, b"0123456789");
@@ -238,7 +238,7 @@ on_each_backend! {
     fn rule_76_closing_a_file_ends_its_operations(ports: &Ports) {
         const COUNT: usize = 200;
         let port = ports.open(1);
-        let (file, view) = associated(&port, &vec![0; COUNT]);
+        let (file, view) = associated(&port, &[0; COUNT]);
         for number in 0..COUNT {
             let operation = Operation::with_context(number);
             file.write_at(operation, vec![1], number as u64).unwrap();

@@ -177,8 +177,8 @@ on_each_backend! {
         assert_eq!(completion.operation().unwrap().context::<u8>(), Some(&11));
     }
 
-    /// Rules 15, 16 and 25: the packet of a failure is a packet, with the key, the bytes moved (none
-    /// here), the operation and the reason; also where several are taken at once.
+    /// Rules 15, 16 and 25: the packet of a failure is a packet, with the key, the bytes moved (here
+    /// none), the operation and the reason; also where several are taken at once.
     fn rule_16_a_failed_operation_is_a_packet(ports: &Ports) {
         let port = ports.open(1);
         let (stream, _peer) = tcp_pair();

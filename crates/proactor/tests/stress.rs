@@ -119,9 +119,7 @@ impl Server {
                         self.go_on(key, |stream| stream.send(Operation::new(), chunk).map(drop));
                     }
                     // Behind the answers: an orderly end of this side as well.
-                    None => self.go_on(key, |stream| {
-                        stream.disconnect(Operation::new()).map(drop)
-                    }),
+                    None => self.go_on(key, |stream| stream.disconnect(Operation::new()).map(drop)),
                 });
             }
             OperationKind::Disconnect => self.end(key),

@@ -533,7 +533,8 @@ on_each_backend! {
                     while let Ok(completion) = port.dequeue(None) {
                         if completion.kind() == OperationKind::Recv {
                             second.send(Operation::new(), "reply").unwrap();
-                            released.lock().unwrap().recv_timeout(HANG).expect("the reply goes out");
+                            let released = released.lock().unwrap();
+                            released.recv_timeout(HANG).expect("the reply goes out");
                         }
                     }
                 })

@@ -108,7 +108,10 @@ pub(crate) trait BackendSource: Send + Sync {
 
 /// A source as the public layer hands it to a backend.
 pub(crate) enum RawSource {
+    /// A stream socket, connected or not.
     Stream(Socket),
+    /// A stream socket that was connected, even if the peer has reset it since.
+    Connected(Socket),
     Listener(Socket),
     Datagram(Socket),
     File(std::fs::File),

@@ -242,13 +242,13 @@ macro_rules! associate_socket {
         }
     };
 }
-associate_socket!(TcpStream, Stream, StreamSocket);
+associate_socket!(TcpStream, Connected, StreamSocket);
 associate_socket!(TcpListener, Listener, ListenSocket);
 associate_socket!(UdpSocket, Datagram, DatagramSocket);
 associate_socket!(Socket, Stream, StreamSocket);
 associate_socket!(std::fs::File, File, AssociatedFile);
 #[cfg(unix)]
-associate_socket!(UnixStream, Stream, StreamSocket);
+associate_socket!(UnixStream, Connected, StreamSocket);
 #[cfg(unix)]
 associate_socket!(UnixListener, Listener, ListenSocket);
 
@@ -261,13 +261,12 @@ impl Associate for Accepted {
         port: &CompletionPort,
         key: usize,
     ) -> Result<StreamSocket, AssociateError<Self>> {
-        let peer = self.peer;
-        match self.socket.associate_with(port, key) {
-            Ok(stream) => Ok(stream),
-            Err(refused) => {
-                let error = refused.error();
-                Err(AssociateError::new(error, Accepted::new(refused.into_source(), peer)))
+        match associate_raw(port, RawSource::Connected(self.socket), key) {
+            Ok(handle) => Ok(StreamSocket { handle }),
+            Err((error, RawSource::Connected(socket))) => {
+                Err(AssociateError::new(error, Accepted::new(socket, self.peer)))
             }
+            Err(_) => unreachable!("a refused source comes back as it went in"),
         }
     }
 }

@@ -38,13 +38,15 @@ macro_rules! on_each_backend {
 
         mod io_uring {
             $($(#[$attribute])* #[test] fn $name() {
-                $crate::common::run(proactor::BackendChoice::IoUring, stringify!($name), super::$name);
+                let choice = proactor::BackendChoice::IoUring;
+                $crate::common::run(choice, stringify!($name), super::$name);
             })+
         }
 
         mod epoll {
             $($(#[$attribute])* #[test] fn $name() {
-                $crate::common::run(proactor::BackendChoice::Epoll, stringify!($name), super::$name);
+                let choice = proactor::BackendChoice::Epoll;
+                $crate::common::run(choice, stringify!($name), super::$name);
             })+
         }
     };

@@ -155,11 +155,6 @@ impl Central {
         self.active.load(Ordering::Relaxed) <= self.limit
     }
 
-    /// Whether a worker without a slot could get one now.
-    pub(crate) fn has_room(&self) -> bool {
-        self.active.load(Ordering::Relaxed) < self.limit
-    }
-
     /// Queues a packet, and releases a parked worker for it where the limit allows. Gives the
     /// packet back where the port is closed.
     pub(crate) fn push(&self, packet: Completion) -> Result<(), Completion> {

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, We
 use std::time::{Duration, Instant};
 
 use super::central::{Central, Park, Sink};
+use super::datagram::Datagrams;
 use super::driver::{Driver, Wait};
 use super::errno::error_of;
 use super::file::{Deliver, FileService};
 use super::file_operation::check_servable;
 use super::file_source::FileSource;
-use super::socket::{Context, Socket, SourceKind};
+use super::listener::Listener;
+use super::socket::{Context, Role, Socket, SourceKind};
+use super::stream::Stream;
 use super::syscall;
 use super::timers::TimerQueue;
 use super::watch::Watch;
@@ -359,9 +362,8 @@ impl<D: Driver> Engine<D> {
         }
         let mut watch = Watch::begin(self);
         let result = self.sleep(worker, local, deadline, &mut watch);
-        let wants_slot = !local.queue.is_empty() || self.central.queued() > 0;
         self.stop_keeping_time(worker);
-        self.central.unpark(&worker.slot, wants_slot);
+        self.central.unpark(&worker.slot, !local.queue.is_empty());
         watch.end(self, worker);
         result
     }
@@ -384,9 +386,9 @@ impl<D: Driver> Engine<D> {
             if self.starved_count.load(Ordering::Relaxed) > 0 {
                 return Ok(());
             }
-            let work = worker.slot.is_held()
-                || !local.queue.is_empty()
-                || (self.central.queued() > 0 && self.central.has_room());
+            // A packet in the shared queue is for whom it released: not for who happens to wake
+            // (rule 36).
+            let work = worker.slot.is_held() || !local.queue.is_empty();
             if work || self.timer_is_due() {
                 return Ok(());
             }
@@ -395,9 +397,11 @@ impl<D: Driver> Engine<D> {
             }
             if ticked {
                 watch.look(self, worker, local);
-                if self.central.queued() > 0 && self.central.has_room() {
-                    return Ok(());
-                }
+            } else {
+                watch.begin_again(self);
+            }
+            if worker.slot.is_held() {
+                return Ok(());
             }
         }
     }
@@ -552,8 +556,10 @@ impl<D: Driver> Backend for Engine<D> {
         source: RawSource,
         key: usize,
     ) -> Result<Arc<dyn BackendSource>, (Error, RawSource)> {
+        let was_connected = matches!(source, RawSource::Connected(_));
         let (socket, kind, restore): (_, _, fn(socket2::Socket) -> RawSource) = match source {
             RawSource::Stream(socket) => (socket, SourceKind::Stream, RawSource::Stream),
+            RawSource::Connected(socket) => (socket, SourceKind::Stream, RawSource::Connected),
             RawSource::Listener(socket) => (socket, SourceKind::Listener, RawSource::Listener),
             RawSource::Datagram(socket) => (socket, SourceKind::Datagram, RawSource::Datagram),
             RawSource::File(file) => {
@@ -570,7 +576,14 @@ impl<D: Driver> Backend for Engine<D> {
         match self.associate_socket(&socket, kind) {
             Err(error) => Err((error, restore(socket))),
             Ok(inode) => {
-                let socket = Socket::new(Arc::clone(&self), socket, kind, key, inode);
+                let connected =
+                    was_connected || (kind == SourceKind::Stream && socket.peer_addr().is_ok());
+                let role = match kind {
+                    SourceKind::Stream => Role::Stream(Stream::new(connected)),
+                    SourceKind::Listener => Role::Listener(Listener::default()),
+                    SourceKind::Datagram => Role::Datagram(Datagrams::default()),
+                };
+                let socket = Socket::new(Arc::clone(&self), socket, role, key, inode);
                 self.find_home(&socket);
                 Ok(socket)
             }

@@ -106,14 +106,14 @@ impl<D: Driver> Socket<D> {
     pub(crate) fn new(
         engine: Arc<Engine<D>>,
         socket: socket2::Socket,
-        kind: SourceKind,
+        role: Role,
         key: usize,
         inode: u64,
     ) -> Arc<Self> {
-        let role = match kind {
-            SourceKind::Stream => Role::Stream(Stream::new(socket.peer_addr().is_ok())),
-            SourceKind::Listener => Role::Listener(Listener::default()),
-            SourceKind::Datagram => Role::Datagram(Datagrams::default()),
+        let kind = match role {
+            Role::Stream(_) => SourceKind::Stream,
+            Role::Listener(_) => SourceKind::Listener,
+            Role::Datagram(_) => SourceKind::Datagram,
         };
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),

@@ -26,19 +26,34 @@ const QUIET_TICKS: u32 = 40;
 /// A worker with more packets than this that did not get round to collecting is helped.
 const BACKLOG: usize = 4;
 
+/// A worker that is in the same handler for so many looks, and serves no source, is not watched.
+const GONE_LOOKS: u32 = 1000;
+
 /// What one worker saw of the others at its last look.
 #[derive(Default)]
 pub(crate) struct Sightings {
-    turns: Vec<(u64, u64)>,
+    seen: Vec<Sighting>,
+}
+
+/// Where one worker was.
+#[derive(Clone, Copy, Default)]
+struct Sighting {
+    turn: u64,
+    wait_calls: u64,
+    /// Looks in a row that found it in the same turn.
+    repeats: u32,
 }
 
 impl Sightings {
     /// Notes where worker `index` is, and returns where it was at the last look.
-    fn note(&mut self, index: usize, turn: u64, wait_calls: u64) -> (u64, u64) {
-        if self.turns.len() <= index {
-            self.turns.resize(index + 1, (0, 0));
+    fn note(&mut self, index: usize, turn: u64, wait_calls: u64) -> Sighting {
+        if self.seen.len() <= index {
+            self.seen.resize(index + 1, Sighting::default());
         }
-        std::mem::replace(&mut self.turns[index], (turn, wait_calls))
+        let before = self.seen[index];
+        let repeats = if before.turn == turn { before.repeats.saturating_add(1) } else { 0 };
+        self.seen[index] = Sighting { turn, wait_calls, repeats };
+        before
     }
 }
 
@@ -52,15 +67,21 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins to watch, if there are others and too few do.
     pub(crate) fn begin<D: Driver>(engine: &Engine<D>) -> Self {
-        let mut watching = false;
-        if engine.worker_count() > 1 && !engine.quiet.load(Ordering::Relaxed) {
-            let watchers = engine.watchers.fetch_add(1, Ordering::SeqCst);
-            watching = watchers < WATCHERS;
-            if !watching {
-                engine.watchers.fetch_sub(1, Ordering::SeqCst);
-            }
+        let mut watch = Self { watching: false, quiet_ticks: 0, slowness: 0 };
+        watch.begin_again(engine);
+        watch
+    }
+
+    /// The worker was woken for nothing that it could see: perhaps to watch.
+    pub(crate) fn begin_again<D: Driver>(&mut self, engine: &Engine<D>) {
+        if self.watching || engine.worker_count() < 2 || engine.quiet.load(Ordering::SeqCst) {
+            return;
         }
-        Self { watching, quiet_ticks: 0, slowness: 0 }
+        if engine.watchers.fetch_add(1, Ordering::SeqCst) < WATCHERS {
+            *self = Self { watching: true, quiet_ticks: 0, slowness: 0 };
+        } else {
+            engine.watchers.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// How long the worker may sleep until it has to look.
@@ -130,11 +151,15 @@ impl<D: Driver> Engine<D> {
             let waits = other.wait_calls.load(Ordering::Relaxed);
             let before = local.sightings.note(other.slot.index, turn, waits);
             let in_handler = turn.is_multiple_of(2);
+            if in_handler && before.repeats > GONE_LOOKS && other.poller.count() == 0 {
+                // It dequeued once and went its own way; there is nothing here to take over.
+                continue;
+            }
             seen.in_handler |= in_handler;
-            seen.active |= in_handler || before.0 != turn;
-            if in_handler && before.0 == turn {
+            seen.active |= in_handler || before.turn != turn;
+            if in_handler && before.turn == turn {
                 self.rescue(other, turn);
-            } else if in_handler && before.1 == waits {
+            } else if in_handler && before.wait_calls == waits {
                 self.share_backlog(other);
             }
         }
