@@ -54,8 +54,6 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
     let workers = args.workers(port.concurrency());
     let announcement = announcement(listening.address(), workers, &port, args);
 
-    let cannot_start =
-        |error: &dyn std::fmt::Display| Failure::new(format!("cannot start the server: {error}"));
     // The path of a Unix socket is removed when `_path` goes, at the end.
     let (listener, _path) =
         listening.associate(&port, KEY_LISTENER).map_err(|error| cannot_start(&error))?;
