@@ -38,9 +38,13 @@ fn main() -> io::Result<()> {
 
         // Any thread posts; the number after the key is the program's own, as the key is.
         scope.spawn(|| -> io::Result<()> {
-            port.post(JOB, 1, Operation::with_context(Job::Sleep(Duration::from_millis(50))))?;
+            port.post(
+                JOB,
+                1,
+                Some(Operation::with_context(Job::Sleep(Duration::from_millis(50)))),
+            )?;
             for number in 2..6 {
-                port.post(JOB, number, Operation::with_context(Job::Square(number as u64)))?;
+                port.post(JOB, number, Some(Operation::with_context(Job::Square(number as u64))))?;
             }
             Ok(())
         });

@@ -124,12 +124,14 @@ pub struct Error {
     operation: OperationKind,
     kind: ErrorKind,
     raw_os_error: i32,
+    /// The likely cause, in words, where more is known than the kind says.
+    cause: Option<&'static String>,
 }
 
 impl Error {
     /// An error that this library found itself: there is no system code.
     pub(crate) const fn new(operation: OperationKind, kind: ErrorKind) -> Self {
-        Self { operation, kind, raw_os_error: 0 }
+        Self { operation, kind, raw_os_error: 0, cause: None }
     }
 
     /// An error that the system reported, with the kind that the backend maps it to.
@@ -138,7 +140,12 @@ impl Error {
         kind: ErrorKind,
         raw_os_error: i32,
     ) -> Self {
-        Self { operation, kind, raw_os_error }
+        Self { operation, kind, raw_os_error, cause: None }
+    }
+
+    /// The same error, with its likely cause.
+    pub(crate) const fn with_cause(self, cause: &'static String) -> Self {
+        Self { cause: Some(cause), ..self }
     }
 
     /// What failed, portably.
@@ -160,8 +167,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.operation.name(), self.kind.description())?;
-        match self.raw_os_error() {
-            Some(code) => write!(formatter, " ({})", io::Error::from_raw_os_error(code)),
+        if let Some(code) = self.raw_os_error() {
+            write!(formatter, " ({})", io::Error::from_raw_os_error(code))?;
+        }
+        match self.cause {
+            Some(cause) => write!(formatter, ": {cause}"),
             None => Ok(()),
         }
     }

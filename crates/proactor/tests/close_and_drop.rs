@@ -200,7 +200,7 @@ on_each_backend! {
         port.start_timer(6, Duration::from_secs(3600), operation()).unwrap();
         assert_quiet(&port);
         file.write_at(operation(), "not dequeued", 0).unwrap();
-        port.post(7, 0, operation()).unwrap();
+        port.post(7, 0, Some(operation())).unwrap();
         assert_eq!(drops.get(), 0);
         drop(port);
         wait_until("ten contexts to be freed", || drops.get() == 10);
@@ -427,7 +427,7 @@ fn load(
         match random.below(6) {
             0 => drop(stream.recv(operation, Vec::with_capacity(64))),
             1 => drop(stream.send(operation, vec![0; random.below(5_000) as usize])),
-            2 => drop(port.post(1, 1, operation)),
+            2 => drop(port.post(1, 1, Some(operation))),
             3 => {
                 let delay = Duration::from_micros(random.below(500));
                 drop(port.start_timer(2, delay, operation));

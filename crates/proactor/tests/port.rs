@@ -367,7 +367,7 @@ on_each_backend! {
         assert_eq!(port.dequeue(Some(Duration::ZERO)).unwrap_err(), DequeueError::Closed);
         assert_eq!(port.dequeue_many(&mut empty_slots(1), None), Err(DequeueError::Closed));
 
-        let rejected = port.post(1, 1, Operation::with_context(5_u8)).unwrap_err();
+        let rejected = port.post(1, 1, Some(Operation::with_context(5_u8))).unwrap_err();
         assert_eq!(rejected.error().kind(), ErrorKind::PortClosed);
         assert_eq!(rejected.into_operation().context::<u8>(), Some(&5));
 
@@ -387,7 +387,7 @@ on_each_backend! {
         let drops = DropCount::default();
         let port = ports.open(1);
         for _ in 0..10 {
-            port.post(1, 1, Operation::with_context(drops.token())).unwrap();
+            port.post(1, 1, Some(Operation::with_context(drops.token()))).unwrap();
         }
         let later = Duration::from_secs(3600);
         port.start_timer(1, later, Operation::with_context(drops.token())).unwrap();
@@ -482,7 +482,7 @@ on_each_backend! {
             assert_eq!(completion.operation_id(), None);
             assert!(completion.into_operation().is_none());
         }
-        port.post(1, 2, Operation::with_context(vec![1, 2, 3])).unwrap();
+        port.post(1, 2, Some(Operation::with_context(vec![1, 2, 3]))).unwrap();
         let completion = dequeue_within(&port, OperationKind::Post);
         let operation = completion.into_operation().unwrap();
         assert_eq!(operation.context::<Vec<i32>>().unwrap(), &[1, 2, 3]);
@@ -498,7 +498,7 @@ on_each_backend! {
         peer.write_all(b"payload").unwrap();
         let (_, operation) = dequeue_success(&port, OperationKind::Recv);
         let id = operation.id();
-        port.post(2, 7, operation).unwrap();
+        port.post(2, 7, Some(operation)).unwrap();
         let completion = dequeue_within(&port, OperationKind::Post);
         assert_eq!(completion.operation_id(), Some(id));
         assert_eq!(completion.into_operation().unwrap().take_buffer().unwrap(), b"payload");

@@ -7,7 +7,7 @@ mod common;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use proactor::{
@@ -506,17 +506,37 @@ impl Program {
             assert!(got.len() <= conversation.written.len(), "socket {key} made bytes up");
             assert_same_bytes(got, &conversation.written[..got.len()]);
             if let Some(peer) = &mut conversation.peer {
-                expect_end(peer);
+                expect_end(&self.port, peer);
             }
         }
     }
 }
 
 /// The peer of a closed socket sees the end, behind what was sent.
-fn expect_end(peer: &mut TcpStream) {
-    peer.set_nonblocking(false).unwrap();
-    match read_to_end(peer).1 {
-        None | Some(IoErrorKind::ConnectionReset) => {}
-        Some(error) => panic!("the socket was closed, but its peer sees: {error}"),
+fn expect_end(port: &CompletionPort, peer: &mut TcpStream) {
+    peer.set_nonblocking(true).unwrap();
+    let mut chunk = vec![0; 64 * 1024];
+    let deadline = Instant::now() + HANG;
+    loop {
+        match peer.read(&mut chunk) {
+            Ok(0) => return,
+            Err(error) if error.kind() == IoErrorKind::ConnectionReset => return,
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), IoErrorKind::WouldBlock),
+        }
+        // What the kernel still holds of the socket ends inside a dequeue.
+        assert_eq!(port.dequeue(Some(Duration::ZERO)).unwrap_err(), DequeueError::TimedOut);
+        assert!(
+            Instant::now() < deadline,
+            "the socket was closed, but its peer sees no end: {}",
+            connection_states(peer)
+        );
     }
+}
+
+/// Both ends of a connection, as `/proc/net/tcp` has them.
+fn connection_states(peer: &TcpStream) -> String {
+    let port = format!(":{:04X} ", peer.local_addr().unwrap().port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();
+    table.lines().filter(|line| line.contains(&port)).map(|line| format!("\n{line}")).collect()
 }

@@ -40,6 +40,16 @@ fn expect(condition: bool, what: &str) -> Result<(), String> {
     if condition { Ok(()) } else { Err(what.to_owned()) }
 }
 
+/// Closes the port at the end of a scenario, also where that ends early: declared behind the
+/// workers, it goes before them, so that none of them waits any more when it is joined.
+struct CloseAtEnd<'a>(&'a CompletionPort);
+
+impl Drop for CloseAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// Runs a scenario in which no handler blocks, on a port with this limit.
 ///
 /// A handler that spins keeps its slot. But where the machine is so busy that the spinning thread
@@ -120,6 +130,7 @@ on_each_backend! {
     fn rule_37_a_running_thread_takes_the_next_packet(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -139,6 +150,7 @@ on_each_backend! {
     fn rule_38_limit_gates_waiting_threads(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -155,6 +167,7 @@ on_each_backend! {
     fn rule_38_limit_gates_threads_that_come_new(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (running, new) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             post(port, 0);
             expect(take(&running, port, HANG).wait() == Ok(0), "the first packet")?;
             post(port, 1);
@@ -170,6 +183,7 @@ on_each_backend! {
     fn rule_38_a_free_slot_releases_a_waiting_thread(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -191,6 +205,7 @@ on_each_backend! {
                 let running = Arc::new(AtomicUsize::new(0));
                 let most = Arc::new(AtomicUsize::new(0));
                 let workers: Vec<Worker> = (0..5).map(|_| Worker::spawn()).collect();
+                let _close = CloseAtEnd(port);
                 let answers: Vec<_> = workers
                     .iter()
                     .map(|worker| {
@@ -235,6 +250,7 @@ on_each_backend! {
             let stream = port.associate(stream, 5).unwrap();
             stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -264,6 +280,7 @@ on_each_backend! {
         with_running_handlers(ports, 1, |port| {
             let other = ports.shared(1);
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -409,6 +426,7 @@ on_each_backend! {
         assert_eq!(port.blocking(|| 1), 1, "not a thread of the port");
         with_running_handlers(ports, 1, |port| {
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let first = park(&running, port);
             post(port, 0);
@@ -432,6 +450,7 @@ on_each_backend! {
     fn rule_40_a_blocked_handler_frees_one_slot(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let workers: Vec<Worker> = (0..3).map(|_| Worker::spawn()).collect();
+            let _close = CloseAtEnd(port);
             let idle = park(&workers[0], port);
             let second = park(&workers[1], port);
             let first = park(&workers[2], port);
@@ -460,6 +479,7 @@ on_each_backend! {
     fn rule_41_a_resumed_thread_may_exceed_the_limit(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (second, first) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&second, port);
             let taken = park(&first, port);
             post(port, 0);
@@ -484,6 +504,7 @@ on_each_backend! {
     fn rule_42_a_timeout_makes_the_thread_count_again(ports: &Ports) {
         with_running_handlers(ports, 1, |port| {
             let (waiting, running) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
             let idle = park(&waiting, port);
             let taken = take(&running, port, Duration::from_millis(1)).wait();
             expect(taken == Err(DequeueError::TimedOut), "nothing is queued")?;

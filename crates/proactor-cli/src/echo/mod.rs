@@ -131,7 +131,7 @@ fn watch_signals(server: &Arc<Server>) -> io::Result<SignalWatch> {
     let server = Arc::clone(server);
     SignalWatch::start(move || {
         // Refused only where the port is closed: then the server has ended already.
-        let _ = server.port().post(KEY_DRAIN, 0, None::<Operation>);
+        let _ = server.port().post(KEY_DRAIN, 0, None);
     })
 }
 

@@ -169,6 +169,8 @@ pub struct BackendDescription {
     pub capabilities: Vec<Capability>,
     /// Where a better backend was refused: the call, the error and the likely cause.
     pub degraded: Option<String>,
+    /// What was probed of the backend that was refused.
+    pub refused_capabilities: Vec<Capability>,
 }
 
 impl BackendDescription {

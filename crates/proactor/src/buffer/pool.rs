@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers in one segment: a pool grows by this many at a time.
 pub(crate) const SEGMENT_BUFFERS: usize = 64;
+/// One source may hold this part of what is available at most.
+const SHARES: usize = 256;
 /// io_uring names a provided buffer by 16 bits and a buffer ring holds at most 32,768.
 const MAXIMUM_SEGMENTS: usize = 32_768 / SEGMENT_BUFFERS;
 
@@ -28,6 +30,8 @@ pub(crate) struct Pool {
     /// Start of each segment; null until it is allocated. Segments are freed with the pool only.
     segments: Box<[AtomicPtr<u8>]>,
     total_buffers: AtomicUsize,
+    /// Buffers that can still be had, growth included: noted now and then, not exact.
+    available: AtomicUsize,
     free: Mutex<Vec<u16>>,
 }
 
@@ -41,6 +45,7 @@ impl Pool {
             maximum_buffers: segment_count * SEGMENT_BUFFERS,
             segments: (0..segment_count).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
             total_buffers: AtomicUsize::new(0),
+            available: AtomicUsize::new(segment_count * SEGMENT_BUFFERS),
             free: Mutex::new(Vec::new()),
         })
     }
@@ -72,7 +77,23 @@ impl Pool {
         if free.is_empty() {
             self.grow_into(&mut free);
         }
-        free.pop()
+        let taken = free.pop();
+        self.note_available(free.len());
+        taken
+    }
+
+    /// Notes how many of the buffers that exist are not in a receiver's hands.
+    pub(crate) fn note_available(&self, idle_buffers: usize) {
+        let growth = self.maximum_buffers - self.total_buffers.load(Ordering::Relaxed);
+        self.available.store(growth + idle_buffers, Ordering::Relaxed);
+    }
+
+    /// How far one source may be read ahead, of `most_bytes`, as long as the pool is this full: the
+    /// fuller it is, the less, down to one buffer. So readers that do not read cannot take the
+    /// pool from those that do.
+    pub(crate) fn window_bytes(&self, most_bytes: usize) -> usize {
+        let share = self.available.load(Ordering::Relaxed) / SHARES;
+        most_bytes.min(share.max(1) * self.buffer_bytes)
     }
 
     /// Adds a segment of buffers to `into`; `false` at the limit.
@@ -184,6 +205,11 @@ impl PoolBuffer {
     /// Bytes of the pool's buffer that these bytes keep in use.
     pub(crate) fn capacity(&self) -> usize {
         self.pool.buffer_bytes()
+    }
+
+    /// The pool that it is a buffer of.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Who is to be told when the buffer is given back.

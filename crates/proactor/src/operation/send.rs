@@ -13,6 +13,10 @@ impl StreamSocket {
     /// (rule 69). The queue is the caller's to bound: by how many sends it starts before their
     /// packets come.
     ///
+    /// The operation owns the buffer also after its packet was dequeued, until the operation is
+    /// started again or dropped, or the buffer is taken out ([`Operation::take_send_buffer`]). A
+    /// buffer of the pool that was sent on counts against its receive window until then.
+    ///
     /// # Errors
     /// [`NotConnected`](ErrorKind::NotConnected), [`ConnectionReset`](ErrorKind::ConnectionReset),
     /// [`ShutDown`](ErrorKind::ShutDown) after a shutdown of the sending side (rule 70),

@@ -167,9 +167,9 @@ impl CompletionPort {
         &self,
         key: usize,
         bytes: usize,
-        operation: impl Into<Option<Operation>>,
+        operation: Option<Operation>,
     ) -> Result<(), Rejected> {
-        self.backend.post(Completion::posted(key, bytes, operation.into()))
+        self.backend.post(Completion::posted(key, bytes, operation))
     }
 
     /// Starts a timer: a packet with `key` and this operation is queued once `delay` has passed,

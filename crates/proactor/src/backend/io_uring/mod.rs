@@ -197,7 +197,7 @@ impl Driver for RingDriver {
         match readable {
             Ok(sockets) => {
                 for socket in sockets {
-                    taken += usize::from(socket.read_for_home(self.buffers.pool(), sink));
+                    taken += usize::from(socket.read_for_home(sink));
                 }
             }
             Err(error) => tracing::warn!(%error, "a stuck worker's sockets cannot be read"),

@@ -54,11 +54,6 @@ impl ProvidedBuffers {
         &self.pool
     }
 
-    /// Buffers that the kernel can fill now.
-    pub(crate) fn lent(&self) -> usize {
-        self.lent
-    }
-
     /// Lends the kernel what was given back to the pool; where that is too little, or the kernel
     /// has run out (`exhausted`), the pool grows first.
     pub(crate) fn refill(&mut self, exhausted: bool) {
@@ -70,6 +65,7 @@ impl ProvidedBuffers {
         } else if self.lent + self.free.len() < LOW {
             self.pool.grow(&mut self.free);
         }
+        self.pool.note_available(self.lent + self.free.len());
         if self.free.is_empty() {
             return;
         }

@@ -49,6 +49,8 @@ pub(crate) struct Engine<D: Driver> {
     /// Sources that wait for a free receive buffer.
     starved: Mutex<Vec<Arc<Socket<D>>>>,
     starved_count: AtomicUsize,
+    /// When they were last tried, in nanoseconds since `epoch`.
+    last_feeding: AtomicU64,
     timers: Mutex<TimerQueue>,
     /// The earliest deadline, in nanoseconds since `epoch`; `u64::MAX`: none.
     next_deadline: AtomicU64,
@@ -90,6 +92,7 @@ impl<D: Driver> Engine<D> {
             orphans: Mutex::new(Vec::new()),
             starved: Mutex::new(Vec::new()),
             starved_count: AtomicUsize::new(0),
+            last_feeding: AtomicU64::new(0),
             timers: Mutex::new(TimerQueue::new()),
             next_deadline: AtomicU64::new(u64::MAX),
             epoch: Instant::now(),
@@ -235,10 +238,23 @@ impl<D: Driver> Engine<D> {
         self.starved_count.store(starved.len(), Ordering::SeqCst);
     }
 
+    /// Nanoseconds since the engine was made.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether sources wait for a buffer, and were not tried again in the last moment.
+    fn starved_are_due(&self) -> bool {
+        self.starved_count.load(Ordering::Relaxed) > 0
+            && self.now().saturating_sub(self.last_feeding.load(Ordering::Relaxed))
+                >= STARVED_TICK.as_nanos() as u64
+    }
+
     fn feed_starved(&self, worker: &Worker<D>, local: &mut Local<D>) {
-        if self.starved_count.load(Ordering::Relaxed) == 0 {
+        if !self.starved_are_due() {
             return;
         }
+        self.last_feeding.store(self.now(), Ordering::Relaxed);
         let starved = {
             let mut starved = lock(&self.starved);
             self.starved_count.store(0, Ordering::SeqCst);
@@ -383,7 +399,7 @@ impl<D: Driver> Engine<D> {
             let timeout = self.longest_sleep(worker, deadline, watch.tick());
             let ticked = timeout.is_some() && timeout == watch.tick();
             self.turn(worker, local, Wait::Upto(timeout))?;
-            if self.starved_count.load(Ordering::Relaxed) > 0 {
+            if self.starved_are_due() {
                 return Ok(());
             }
             // A packet in the shared queue is for whom it released: not for who happens to wake

@@ -50,26 +50,37 @@ use engine::Engine;
 /// io_uring says why; a forced one fails.
 pub(crate) fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> {
     if choice == BackendChoice::Epoll {
-        return Ok(epoll_description(None));
+        return Ok(epoll_description());
     }
     let probe = probe_once();
-    let refusal = match &probe.refusal {
-        Some(refusal) => refusal.clone(),
-        None => "io_uring: a feature that is needed is missing".to_owned(),
-    };
     if probe.usable {
-        let capabilities = probe.capabilities.clone();
-        return Ok(BackendDescription { name: "io_uring", capabilities, degraded: None });
+        return Ok(BackendDescription {
+            name: "io_uring",
+            capabilities: probe.capabilities.clone(),
+            degraded: None,
+            refused_capabilities: Vec::new(),
+        });
     }
+    let refusal = probe.refusal.as_ref();
     if choice == BackendChoice::IoUring {
-        tracing::error!(%refusal, "the io_uring backend was asked for and is not to be had");
-        return Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported));
+        let error = Error::new(OperationKind::CreatePort, ErrorKind::Unsupported);
+        return Err(refusal.map_or(error, |refusal| error.with_cause(refusal)));
     }
-    Ok(epoll_description(Some(format!("{refusal}; using epoll"))))
+    let reason = refusal.map_or("io_uring: not to be had", String::as_str);
+    Ok(BackendDescription {
+        degraded: Some(format!("{reason}; using epoll")),
+        refused_capabilities: probe.capabilities.clone(),
+        ..epoll_description()
+    })
 }
 
-fn epoll_description(degraded: Option<String>) -> BackendDescription {
-    BackendDescription { name: "epoll", capabilities: Vec::new(), degraded }
+fn epoll_description() -> BackendDescription {
+    BackendDescription {
+        name: "epoll",
+        capabilities: Vec::new(),
+        degraded: None,
+        refused_capabilities: Vec::new(),
+    }
 }
 
 pub(crate) fn open(choice: BackendChoice, config: &Config) -> Result<Arc<dyn Backend>, Error> {

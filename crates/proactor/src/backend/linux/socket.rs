@@ -21,10 +21,12 @@ use super::listener::Listener;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::backend::BackendSource;
-use crate::buffer::Consumer;
+use crate::buffer::{Consumer, Pool};
 use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
 use crate::port::Completion;
+
+const NOT_PAUSED: usize = usize::MAX;
 
 /// What a socket can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +46,9 @@ pub(crate) struct Socket<D: Driver> {
     state: Mutex<State<D>>,
     /// Room of receive buffers that were read ahead and not given back.
     held_bytes: AtomicUsize,
-    /// Reading stopped because of `held_bytes`; whoever gives enough back makes it go on.
-    paused: AtomicBool,
+    /// Reading stopped because of `held_bytes`; whoever makes it fall to this makes it go on.
+    /// `NOT_PAUSED`: it did not stop.
+    resume_at_bytes: AtomicUsize,
     /// It waits in its home's inbox.
     attending: AtomicBool,
 }
@@ -124,7 +127,7 @@ impl<D: Driver> Socket<D> {
             socket,
             state: Mutex::new(State { home: None, interest: 0, closed: false, role }),
             held_bytes: AtomicUsize::new(0),
-            paused: AtomicBool::new(false),
+            resume_at_bytes: AtomicUsize::new(NOT_PAUSED),
             attending: AtomicBool::new(false),
         })
     }
@@ -246,33 +249,34 @@ impl<D: Driver> Socket<D> {
         self.held_bytes.load(Ordering::SeqCst) > 0
     }
 
-    /// Counts buffer room that was read ahead; `false` when reading has to pause.
-    pub(crate) fn hold(&self, bytes: usize) -> bool {
+    /// Counts buffer room of `pool` that was read ahead; `false` when reading has to pause.
+    pub(crate) fn hold(&self, bytes: usize, pool: &Pool) -> bool {
         let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
-        if held < self.engine.config.receive_window_bytes {
+        let window_bytes = pool.window_bytes(self.engine.config.receive_window_bytes);
+        if held < window_bytes {
             return true;
         }
-        self.paused.store(true, Ordering::SeqCst);
+        let resume_at_bytes = window_bytes / 2;
+        self.resume_at_bytes.store(resume_at_bytes, Ordering::SeqCst);
         // Whoever gave back meanwhile may not have seen the pause: then it ends here.
-        self.held_bytes.load(Ordering::SeqCst) <= self.resume_bytes()
-            && self.paused.swap(false, Ordering::SeqCst)
+        self.held_bytes.load(Ordering::SeqCst) <= resume_at_bytes && self.end_pause()
     }
 
     /// Whether reading is paused.
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
+        self.resume_at_bytes.load(Ordering::SeqCst) != NOT_PAUSED
     }
 
     /// Counts buffer room as given back, without asking for attention; `true` when a pause ends.
     pub(crate) fn release_quietly(&self, bytes: usize) -> bool {
         let held = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        self.paused.load(Ordering::SeqCst)
-            && held <= self.resume_bytes()
-            && self.paused.swap(false, Ordering::SeqCst)
+        let resume_at_bytes = self.resume_at_bytes.load(Ordering::SeqCst);
+        resume_at_bytes != NOT_PAUSED && held <= resume_at_bytes && self.end_pause()
     }
 
-    fn resume_bytes(&self) -> usize {
-        self.engine.config.receive_window_bytes / 2
+    /// Ends a pause; `false` where another thread has done so.
+    fn end_pause(&self) -> bool {
+        self.resume_at_bytes.swap(NOT_PAUSED, Ordering::SeqCst) != NOT_PAUSED
     }
 
     /// Queues the packet of an operation that ended.

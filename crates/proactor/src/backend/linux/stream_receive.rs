@@ -193,7 +193,7 @@ impl<D: Driver> Socket<D> {
         if state.closed {
             return;
         }
-        let within_window = self.hold(held_bytes);
+        let within_window = self.hold(held_bytes, buffer.pool());
         match stream.receives.front() {
             // The usual case, without a detour through the queue.
             Some(front)
@@ -306,7 +306,7 @@ impl<D: Driver> Socket<D> {
     /// A rescuer found the socket readable while its home is stuck: reads it without its driver.
     /// Ends and errors wait for the home, whose receive sees them too. Returns whether a packet
     /// came of it.
-    pub(crate) fn read_for_home(self: &Arc<Self>, pool: &Arc<Pool>, sink: &mut Sink<'_>) -> bool {
+    pub(crate) fn read_for_home(self: &Arc<Self>, sink: &mut Sink<'_>) -> bool {
         let mut state = self.lock();
         if state.closed {
             return false;
@@ -315,9 +315,10 @@ impl<D: Driver> Socket<D> {
         if !stream.wants_bytes() || !stream.ahead.is_empty() || self.is_paused() {
             return false;
         }
-        let outcome = self.read_into_pool(pool);
+        // Not its home's pool: that one is all in the kernel's hands.
+        let outcome = self.read_into_pool(&self.engine.pool);
         let Ok(buffer) = outcome else { return false };
-        self.hold(buffer.capacity());
+        self.hold(buffer.capacity(), buffer.pool());
         stream.ahead.push_back(buffer);
         stream.satisfy(self, sink);
         true
@@ -350,7 +351,7 @@ impl<D: Driver> Socket<D> {
                 match self.read_into_pool(pool) {
                     Ok(buffer) => {
                         let (count, room) = (buffer.len(), buffer.capacity());
-                        self.hold(room);
+                        self.hold(room, pool);
                         stream.push_chunk(self, receive, buffer, context.sink);
                         Read::Bytes(count, room)
                     }
