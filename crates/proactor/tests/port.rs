@@ -712,24 +712,31 @@ on_each_backend! {
         }
     }
 
-    /// Many timers give one packet each.
+    /// Many timers give one packet each, and none before its time, also where others are due.
     fn many_timers_give_one_packet_each(ports: &Ports) {
         const TIMERS: usize = 2_000;
         let port = ports.open(1);
         let mut random = Random::new(1);
+        let mut deadlines = Vec::new();
         let mut cancelled = 0;
         for key in 0..TIMERS {
-            let delay = Duration::from_micros(random.below(30_000));
-            let id = port.start_timer(key, delay, Operation::new()).unwrap();
+            let deadline = Instant::now() + Duration::from_micros(random.below(30_000));
+            let id = port.start_timer_at(key, deadline, Operation::new()).unwrap();
+            deadlines.push(deadline);
             if random.below(4) == 0 {
                 cancelled += usize::from(port.cancel_timer(id));
             }
         }
         let mut seen = HashSet::new();
         let mut said_cancelled = 0;
-        for completion in dequeue_all(&port, TIMERS) {
-            assert!(seen.insert(completion.key()), "timer {} fired twice", completion.key());
-            said_cancelled += usize::from(completion.error().is_some());
+        for _ in 0..TIMERS {
+            let completion = dequeue_within(&port, OperationKind::Timer);
+            let key = completion.key();
+            assert!(seen.insert(key), "timer {key} fired twice");
+            match completion.error() {
+                Some(_) => said_cancelled += 1,
+                None => assert!(Instant::now() >= deadlines[key], "timer {key} fired early"),
+            }
         }
         assert_eq!(said_cancelled, cancelled);
         assert_quiet(&port);

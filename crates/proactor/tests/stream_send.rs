@@ -4,10 +4,12 @@ mod common;
 
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
+use common::worker::Worker;
 use common::*;
 use proactor::{CompletionPort, ErrorKind, Operation, OperationKind, SendBuffer, StreamSocket};
 use socket2::{Domain, Socket, Type};
@@ -377,6 +379,19 @@ on_each_backend! {
         }
     }
 
+    /// Rules 78, 79 and 83: a cancel that comes while sends are being submitted, on another thread,
+    /// ends them all: nobody waits for a peer that never reads.
+    fn rule_79_a_cancel_meets_sends_that_are_being_submitted(ports: &Ports) {
+        sends_are_ended_meanwhile(ports, |stream| {
+            stream.as_ref().expect("it is open").cancel_all();
+        });
+    }
+
+    /// Rules 74 and 83: so does a close; and the peer sees the end.
+    fn rule_74_a_close_meets_sends_that_are_being_submitted(ports: &Ports) {
+        sends_are_ended_meanwhile(ports, |stream| drop(stream.take()));
+    }
+
     /// Both directions at once, more than fits anywhere: neither waits for the other.
     fn both_directions_flow_at_once(ports: &Ports) {
         const LENGTH: usize = 4 * 1024 * 1024;
@@ -464,4 +479,44 @@ on_each_backend! {
         });
         (&peer).write_all(b"done").unwrap();
     }
+}
+
+/// A worker starts sends to a peer that reads nothing, and serves the port, while this thread ends
+/// them by `end`: each has its packet then.
+fn sends_are_ended_meanwhile(ports: &Ports, end: fn(&mut Option<StreamSocket>)) {
+    const SENDS: usize = 60;
+    let port = ports.shared(2);
+    let worker = Worker::spawn();
+    let mut random = Random::new(5);
+    for round in 0..250 {
+        let (near, peer) = tcp_pair();
+        shrink_buffers(&near);
+        shrink_buffers(&peer);
+        let for_port = Arc::clone(&port);
+        // The worker is the one that serves the stream, so what it starts is submitted by it.
+        let mut stream = Some(worker.run(move || {
+            assert!(for_port.dequeue(Some(Duration::ZERO)).is_err(), "a packet too many");
+            for_port.associate(near, round).unwrap()
+        }));
+        let (for_port, clone) = (Arc::clone(&port), stream.clone().unwrap());
+        let (tell_started, started) = mpsc::channel();
+        let lengths: Vec<usize> = (0..SENDS).map(|_| 1 + random.below(4_000) as usize).collect();
+        let packets = worker.start(move || {
+            for length in lengths {
+                clone.send(Operation::new(), vec![7; length]).unwrap();
+            }
+            drop(clone);
+            tell_started.send(()).unwrap();
+            (0..SENDS).filter(|_| dequeue(&for_port).error().is_some()).count()
+        });
+        started.recv_timeout(HANG).expect("the sends are started");
+        for _ in 0..random.below(3_000) {
+            std::hint::spin_loop();
+        }
+        end(&mut stream);
+        packets.wait();
+        drop(stream);
+        drop(peer);
+    }
+    port.close();
 }

@@ -30,7 +30,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use proactor::{BackendChoice, CompletionPort, DequeueError, Operation};
+use proactor::{BackendChoice, CompletionPort, DequeueError};
 
 use crate::failure::Failure;
 use listen::Listening;
@@ -39,12 +39,6 @@ use signals::SignalWatch;
 use totals::{Tally, Totals};
 
 pub(crate) use args::EchoArgs;
-
-/// How far a client is read that does not read itself. Each such client keeps so much of the port's
-/// receive buffers, so this and the next decide how many of them leave enough for the others.
-const RECEIVE_WINDOW_BYTES: usize = 128 * 1024;
-/// The most that the port allows. It is address space: memory is used as it is touched.
-const MAXIMUM_RECEIVE_BUFFERS: usize = 32 * 1024;
 
 /// Serves until told to stop.
 pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
@@ -75,10 +69,7 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
 }
 
 fn open_port(args: &EchoArgs) -> Result<CompletionPort, Failure> {
-    let mut builder = CompletionPort::builder()
-        .concurrency(args.concurrency)
-        .receive_window_bytes(RECEIVE_WINDOW_BYTES)
-        .maximum_receive_buffers(MAXIMUM_RECEIVE_BUFFERS);
+    let mut builder = CompletionPort::builder().concurrency(args.concurrency);
     if let Some(choice) = args.backend()? {
         if choice == BackendChoice::IoUring {
             require_io_uring()?;

@@ -37,8 +37,8 @@ impl Default for Config {
         Self {
             concurrency: 0,
             backend: None,
-            receive_buffer_bytes: 16 * 1024,
-            maximum_receive_buffers: 8 * 1024,
+            receive_buffer_bytes: 64 * 1024,
+            maximum_receive_buffers: 4 * 1024,
             receive_window_bytes: 256 * 1024,
             file_threads: 4,
         }
@@ -65,13 +65,13 @@ impl Builder {
     }
 
     /// Bytes of one receive buffer of the pool: the most that one packet of a continuous receive
-    /// carries. Default 16 KiB; from 64 bytes to 1 MiB, nearer bounds are used beyond that.
+    /// carries. Default 64 KiB, of which only pages that bytes were received into use memory; from 64 bytes to 1 MiB, nearer bounds are used beyond that.
     pub fn receive_buffer_bytes(mut self, bytes: usize) -> Self {
         self.config.receive_buffer_bytes = bytes.clamp(64, 1024 * 1024);
         self
     }
 
-    /// How many receive buffers the pool of one thread may have. Default 8,192 (128 MiB of address
+    /// How many receive buffers the pool of one thread may have. Default 4,096 (256 MiB of address
     /// space; memory is used as it is touched), at most 32,768. Where all are in use, connections
     /// wait until one is given back.
     pub fn maximum_receive_buffers(mut self, buffers: usize) -> Self {

@@ -12,8 +12,9 @@ use crate::buffer::Pool;
 
 /// The only buffer group of a worker's ring.
 pub(crate) const GROUP: u16 = 0;
-/// With fewer buffers than this in the kernel's hands the pool grows.
-const LOW: usize = 16;
+/// Buffers in the kernel's hands to begin with. The kernel fills them first-in-first-out, so few of
+/// them stay warm in the processor's caches; where they run out, their number doubles.
+const FIRST_LENT: usize = 16;
 
 pub(crate) struct ProvidedBuffers {
     pool: Arc<Pool>,
@@ -22,7 +23,9 @@ pub(crate) struct ProvidedBuffers {
     tail: u16,
     /// Buffers in the kernel's hands: published and not come back yet.
     lent: usize,
-    /// Scratch for what the pool gives.
+    /// How many should be there after each refill.
+    target: usize,
+    /// Not lent; the one that was used last is on top.
     free: Vec<u16>,
 }
 
@@ -41,7 +44,7 @@ impl ProvidedBuffers {
         };
         let count = u16::try_from(count).unwrap_or(32_768);
         let mut buffers =
-            Self { pool, entries, count, tail: 0, lent: 0, free: Vec::with_capacity(1024) };
+            Self { pool, entries, count, tail: 0, lent: 0, target: FIRST_LENT, free: Vec::new() };
         let address = entries.as_ptr() as u64;
         // SAFETY: the entries are page-aligned, live until `self` is dropped, and the driver drops
         // `self` only after its ring.
@@ -54,23 +57,24 @@ impl ProvidedBuffers {
         &self.pool
     }
 
-    /// Lends the kernel what was given back to the pool; where that is too little, or the kernel
-    /// has run out (`exhausted`), the pool grows first.
+    /// Lends the kernel buffers again in the place of those that it filled; where it has run out
+    /// (`exhausted`), twice as many from now on.
     pub(crate) fn refill(&mut self, exhausted: bool) {
         self.pool.take_free(&mut self.free);
         if exhausted {
-            // As many again, so that a rising load runs out a few times only.
-            let wanted = self.pool.total_buffers().max(1);
-            while self.free.len() < wanted && self.pool.grow(&mut self.free) {}
-        } else if self.lent + self.free.len() < LOW {
-            self.pool.grow(&mut self.free);
+            self.target = (self.target * 2).min(usize::from(self.count));
+        }
+        let before = self.tail;
+        while self.lent < self.target {
+            match self.free.pop() {
+                Some(index) => self.publish(index),
+                None if self.pool.grow(&mut self.free) => {}
+                None => break,
+            }
         }
         self.pool.note_available(self.lent + self.free.len());
-        if self.free.is_empty() {
+        if self.tail == before {
             return;
-        }
-        while let Some(index) = self.free.pop() {
-            self.publish(index);
         }
         // SAFETY: `entries` starts a registered buffer ring.
         let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
