@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use common::worker::Worker;
@@ -213,6 +214,24 @@ on_each_backend! {
         let completion = dequeue_within(&port, READ);
         assert_eq!(completion.error().unwrap().raw_os_error(), Some(libc::EBADF));
         assert_eq!(std::fs::read(&path).unwrap(), b"contents");
+    }
+
+    /// Rules 6 and 124: what has no offsets (a pipe, a socket, a directory) is refused as a file,
+    /// and comes back.
+    fn rule_6_a_file_without_offsets_is_refused(ports: &Ports) {
+        let port = ports.open(1);
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let (socket, _peer) = unix_pair();
+        let directory = File::open("/").unwrap();
+        for file in [OwnedFd::from(pipe).into(), OwnedFd::from(socket).into(), directory] {
+            let refused = port.associate(file, 1).unwrap_err();
+            assert_eq!(refused.error().kind(), ErrorKind::InvalidInput);
+            refused.into_source().metadata().unwrap();
+        }
+        // A device that is like a file is served as one.
+        let zero = port.associate(File::open("/dev/zero").unwrap(), 1).unwrap();
+        zero.read_at(Operation::new(), vec![1; 10], 12_345).unwrap();
+        assert_eq!(dequeue_success(&port, READ).1.buffer(), [0; 10]);
     }
 
     /// Packets of files come to a thread that waits already, and to one that polls.

@@ -177,8 +177,8 @@ on_each_backend! {
         assert_eq!(completion.operation().unwrap().context::<u8>(), Some(&11));
     }
 
-    /// Rules 15, 16 and 25: the packet of a failure is a packet, with the key, the bytes moved (here
-    /// none), the operation and the reason; also where several are taken at once.
+    /// Rules 15, 16 and 25: the packet of a failure is a packet, with the key, the bytes moved, the
+    /// operation and the reason; also where several are taken at once.
     fn rule_16_a_failed_operation_is_a_packet(ports: &Ports) {
         let port = ports.open(1);
         let (stream, _peer) = tcp_pair();
@@ -549,6 +549,21 @@ on_each_backend! {
             }
         });
         assert_quiet(&port);
+    }
+
+    /// Rule 33: what a thread's I/O has finished before it posts is queued before.
+    fn rule_33_io_that_finished_before_a_post_comes_before_it(ports: &Ports) {
+        let port = ports.open(1);
+        let (stream, mut peer) = tcp_pair();
+        let stream = port.associate(stream, 1).unwrap();
+        for _ in 0..20 {
+            stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
+            assert_eq!(port.dequeue(Some(Duration::ZERO)).unwrap_err(), DequeueError::TimedOut);
+            peer.write_all(b"x").unwrap();
+            port.post(2, 0, None).unwrap();
+            dequeue_within(&port, OperationKind::Recv);
+            dequeue_within(&port, OperationKind::Post);
+        }
     }
 
     /// Rule 33: packets of I/O and posts share one queue, so a program that keeps it full of posts

@@ -3,20 +3,21 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::worker::spin_until;
 use common::*;
 use proactor::{
-    Completion, CompletionPort, Error, ErrorKind, ListenSocket, Operation, OperationKind,
-    PoolBuffer, Rejected, StreamSocket,
+    Completion, CompletionPort, Error, ErrorKind, ListenSocket, Operation, OperationId,
+    OperationKind, PoolBuffer, Rejected, StreamSocket,
 };
+use socket2::SockRef;
 
 const WORKERS: usize = 6;
 const CLIENT_THREADS: usize = 4;
@@ -291,7 +292,106 @@ fn churn(ports: &Ports, style: Style) {
     });
 }
 
+/// A stream that several threads use, and its peer; replaced by another one now and then.
+type Shared = RwLock<(Arc<StreamSocket>, Arc<TcpStream>)>;
+
+fn fresh(port: &CompletionPort, key: usize) -> (Arc<StreamSocket>, Arc<TcpStream>) {
+    let (stream, peer) = tcp_pair();
+    shrink_buffers(&stream);
+    shrink_buffers(&peer);
+    peer.set_nonblocking(true).unwrap();
+    (Arc::new(port.associate(stream, key).unwrap()), Arc::new(peer))
+}
+
+/// Does something to one of the streams.
+fn disturb(
+    random: &mut Random,
+    port: &CompletionPort,
+    streams: &[Shared],
+    started: &AtomicUsize,
+    recent: &mut VecDeque<(Arc<StreamSocket>, OperationId)>,
+) {
+    let key = random.below(streams.len() as u64) as usize;
+    let (stream, peer) = streams[key].read().unwrap().clone();
+    let operation = Operation::new();
+    // Counted before its packet can be.
+    started.fetch_add(1, Ordering::SeqCst);
+    let accepted = match random.below(100) {
+        0..25 => stream.recv(operation, Vec::with_capacity(random.below(100) as usize)),
+        25..30 => stream.recv_continuous(operation),
+        30..55 => stream.send(operation, vec![1; random.below(20_000) as usize]),
+        action => {
+            started.fetch_sub(1, Ordering::SeqCst);
+            match action {
+                55..70 => {
+                    if let Some((stream, id)) = recent.pop_front() {
+                        stream.cancel(id);
+                    }
+                }
+                70..74 => drop(stream.cancel_all()),
+                74..86 => drop((&*peer).write(&[2; 300])),
+                86..96 => drop((&*peer).read(&mut [0; 30_000])),
+                96 => SockRef::from(&*peer).set_linger(Some(Duration::ZERO)).unwrap(),
+                _ => *streams[key].write().unwrap() = fresh(port, key),
+            }
+            return;
+        }
+    };
+    match accepted {
+        Ok(id) => {
+            recent.push_back((stream, id));
+            if recent.len() > 5 {
+                recent.pop_front();
+            }
+        }
+        Err(_) => drop(started.fetch_sub(1, Ordering::SeqCst)),
+    }
+}
+
+/// Takes packets until none is there; counts the last ones of operations.
+fn take_packets(port: &CompletionPort, ended: &AtomicUsize, timeout: Duration) {
+    while let Ok(completion) = port.dequeue(Some(timeout)) {
+        if !completion.more() {
+            ended.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
 on_each_backend! {
+    /// Rules 44, 74 and 83, with several threads: whatever they do to the same streams at the same
+    /// time, each operation that was accepted has one last packet, and no more.
+    fn each_operation_has_one_packet_among_threads(ports: &Ports) {
+        const STREAMS: usize = 6;
+        const THREADS: u64 = 4;
+        let port = ports.open(THREADS as usize + 1);
+        let (started, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let streams: Vec<Shared> = (0..STREAMS).map(|key| RwLock::new(fresh(&port, key))).collect();
+        thread::scope(|scope| {
+            for seed in 0..THREADS {
+                let (port, streams, started, ended) = (&port, &streams, &started, &ended);
+                scope.spawn(move || {
+                    let mut random = Random::new(seed + 40);
+                    let mut recent = VecDeque::new();
+                    for _ in 0..12_000 {
+                        disturb(&mut random, port, streams, started, &mut recent);
+                        if random.below(3) == 0 {
+                            take_packets(port, ended, Duration::ZERO);
+                        }
+                    }
+                });
+            }
+        });
+        drop(streams);
+        let (started, deadline) = (started.into_inner(), Instant::now() + HANG);
+        while ended.load(Ordering::SeqCst) != started {
+            take_packets(&port, &ended, Duration::from_millis(1));
+            let ended = ended.load(Ordering::SeqCst);
+            assert!(ended <= started, "{ended} packets for {started} operations");
+            assert!(Instant::now() < deadline, "{ended} packets for {started} operations");
+        }
+        assert_quiet(&port);
+    }
+
     /// Hundreds of connections, one receive and one send in turn, messages of up to three buffers.
     fn echo_in_turn(ports: &Ports) {
         echo(ports, Style::InTurn, 9_000);

@@ -515,6 +515,28 @@ on_each_backend! {
         });
     }
 
+    /// Rule 42: it counts also where the limit is reached, so that a thread that comes back has to
+    /// wait for it.
+    fn rule_42_a_timeout_counts_beyond_the_limit(ports: &Ports) {
+        with_running_handlers(ports, 1, |port| {
+            let (running, new) = (Worker::spawn(), Worker::spawn());
+            let _close = CloseAtEnd(port);
+            post(port, 0);
+            expect(take(&running, port, HANG).wait() == Ok(0), "the first packet")?;
+            post(port, 1);
+            let taken = take(&new, port, Duration::from_millis(1)).wait();
+            expect(taken == Err(DequeueError::TimedOut), "a second thread ran at limit 1")?;
+            // The thread that timed out is the one that runs now.
+            let taken = take(&running, port, QUIET).wait();
+            expect(taken == Err(DequeueError::TimedOut), "the timeout did not count")?;
+            new.exit();
+            running.exit();
+            let last = Worker::spawn();
+            let taken = take(&last, port, HANG).wait();
+            expect(taken == Ok(1), "the packet was still queued")
+        });
+    }
+
     /// Rule 40 and beyond it: a handler that spins keeps its slot, but not the sockets that its
     /// thread serves: where the limit allows one more thread, that one serves them.
     fn a_spinning_handler_does_not_hold_up_other_sockets(ports: &Ports) {

@@ -205,7 +205,7 @@ impl<D: Driver> Engine<D> {
                 .min_by_key(|worker| worker.poller.count())
                 .or_else(|| workers.iter().flatten().next())
                 .cloned();
-            if best.is_none() {
+            if best.is_none() && !self.central.is_closed() {
                 // Under the table's lock: a worker that is being added sees it.
                 lock(&self.orphans).push(Arc::clone(socket));
             }

@@ -99,6 +99,12 @@ impl Watch {
         if !self.watching {
             return;
         }
+        let now = Instant::now();
+        if local.last_look.is_some_and(|last| now.duration_since(last) < TICK) {
+            // Woken before its time: too soon to tell who is stuck.
+            return;
+        }
+        local.last_look = Some(now);
         let seen = engine.look_around(me, local);
         self.slowness = if seen.in_handler { 0 } else { (self.slowness + 1).min(SLOWEST) };
         self.quiet_ticks = if seen.active { 0 } else { self.quiet_ticks + 1 };
