@@ -72,9 +72,10 @@ impl Worker {
 
     fn end(&mut self) {
         self.work = None;
-        let result = self.thread.take().map(JoinHandle::join);
+        let thread = self.thread.take();
+        // A test that has failed does not wait for a thread that may wait for it.
         if !thread::panicking() {
-            result.transpose().expect("the worker did not panic");
+            thread.map(JoinHandle::join).transpose().expect("the worker did not panic");
         }
     }
 }

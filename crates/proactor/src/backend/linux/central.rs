@@ -4,6 +4,10 @@
 //! is empty; so everything here is newer than everything there, and popping the own queue first
 //! keeps the dequeue order first-in-first-out (rules 33, 35).
 //!
+//! Posting takes a lock of its own, so that who posts and who dequeues meet only when the queue runs
+//! empty or a worker is parked. The two meet without a lost wake because each first says what it
+//! did (a packet came; a worker parked) and then looks at what the other said.
+//!
 //! Slots: a worker holds a slot from the moment it gets a packet until it parks, gives the slot up,
 //! or exits. All changes of slots happen under this lock, and only when a worker goes to sleep or
 //! wakes; a running worker that finds its next packet touches none of it (rule 37).
@@ -27,6 +31,8 @@ pub(crate) struct Slot {
     state: AtomicU8,
     /// The worker sleeps or is about to: whoever gives it work signals `wake`.
     pub(crate) parked: AtomicBool,
+    /// It was released for a packet and has not come for it yet. Changes under the queue's lock.
+    released: AtomicBool,
     /// An eventfd that the worker's wait covers.
     pub(crate) wake: OwnedFd,
     /// Packets that this worker has dequeued; written by the worker only.
@@ -48,6 +54,7 @@ impl Slot {
             turn: AtomicU64::new(1),
             state: AtomicU8::new(FREE),
             parked: AtomicBool::new(false),
+            released: AtomicBool::new(false),
             wake,
             dequeued_packets: AtomicU64::new(0),
         }
@@ -66,9 +73,13 @@ impl Slot {
 
 pub(crate) struct Central {
     limit: usize,
+    /// Locked inside `shared`, where both are.
+    incoming: Mutex<Incoming>,
     shared: Mutex<Shared>,
-    /// Mirrors of what the lock guards, for a look without the lock.
-    queued: AtomicUsize,
+    /// Mirrors of what the locks guard, for a look without them.
+    incoming_len: AtomicUsize,
+    queue_len: AtomicUsize,
+    parked_count: AtomicUsize,
     active: AtomicUsize,
     closed: AtomicBool,
     wakes: AtomicU64,
@@ -77,11 +88,20 @@ pub(crate) struct Central {
     too_late: Mutex<Vec<Completion>>,
 }
 
+/// The newer part of the queue.
+struct Incoming {
+    queue: VecDeque<Completion>,
+    closed: bool,
+}
+
 struct Shared {
+    /// The older part of the queue.
     queue: VecDeque<Completion>,
     /// Last in, first out (rule 36).
     parked: Vec<Arc<Slot>>,
     active: usize,
+    /// Workers that were released and have not come for their packet yet.
+    released: usize,
     closed: bool,
 }
 
@@ -101,13 +121,17 @@ impl Central {
         assert!(limit > 0, "the concurrency limit is resolved before the queue is made");
         Self {
             limit,
+            incoming: Mutex::new(Incoming { queue: VecDeque::with_capacity(64), closed: false }),
             shared: Mutex::new(Shared {
                 queue: VecDeque::with_capacity(64),
                 parked: Vec::with_capacity(16),
                 active: 0,
+                released: 0,
                 closed: false,
             }),
-            queued: AtomicUsize::new(0),
+            incoming_len: AtomicUsize::new(0),
+            queue_len: AtomicUsize::new(0),
+            parked_count: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             wakes: AtomicU64::new(0),
@@ -132,6 +156,10 @@ impl Central {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_incoming(&self) -> MutexGuard<'_, Incoming> {
+        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn limit(&self) -> usize {
         self.limit
     }
@@ -142,7 +170,7 @@ impl Central {
 
     /// Packets in this queue, by a look without the lock.
     pub(crate) fn queued(&self) -> usize {
-        self.queued.load(Ordering::SeqCst)
+        self.queue_len.load(Ordering::Relaxed) + self.incoming_len.load(Ordering::SeqCst)
     }
 
     /// Times that a parked worker was woken, and that a blocked one lost its slot.
@@ -158,21 +186,35 @@ impl Central {
     /// Queues a packet, and releases a parked worker for it where the limit allows. Gives the
     /// packet back where the port is closed.
     pub(crate) fn push(&self, packet: Completion) -> Result<(), Completion> {
-        let mut shared = self.lock();
-        if shared.closed {
+        let mut incoming = self.lock_incoming();
+        if incoming.closed {
             return Err(packet);
         }
-        shared.queue.push_back(packet);
-        self.release_parked(&mut shared);
-        self.mirror(&shared);
+        incoming.queue.push_back(packet);
+        self.incoming_len.store(incoming.queue.len(), Ordering::SeqCst);
+        drop(incoming);
+        self.look_for_parked();
         Ok(())
     }
 
     /// Queues all of `packets`; where the port is closed they stay where they are.
     pub(crate) fn append(&self, packets: &mut VecDeque<Completion>) {
-        let mut shared = self.lock();
-        if !shared.closed {
-            shared.queue.append(packets);
+        self.append_incoming(packets);
+        self.look_for_parked();
+    }
+
+    fn append_incoming(&self, packets: &mut VecDeque<Completion>) {
+        let mut incoming = self.lock_incoming();
+        if !incoming.closed {
+            incoming.queue.append(packets);
+            self.incoming_len.store(incoming.queue.len(), Ordering::SeqCst);
+        }
+    }
+
+    /// After a packet was queued: releases workers, if any is parked.
+    fn look_for_parked(&self) {
+        if self.parked_count.load(Ordering::SeqCst) > 0 {
+            let mut shared = self.lock();
             self.release_parked(&mut shared);
             self.mirror(&shared);
         }
@@ -183,6 +225,11 @@ impl Central {
     pub(crate) fn take(&self, completions: &mut [Option<Completion>], mut filled: usize) -> usize {
         let mut shared = self.lock();
         while filled < completions.len() {
+            if shared.queue.is_empty() {
+                let mut incoming = self.lock_incoming();
+                std::mem::swap(&mut shared.queue, &mut incoming.queue);
+                self.incoming_len.store(0, Ordering::SeqCst);
+            }
             let Some(packet) = shared.queue.pop_front() else { break };
             completions[filled] = Some(packet);
             filled += 1;
@@ -225,16 +272,20 @@ impl Central {
             return Park::Closed;
         }
         self.free(&mut shared, slot);
-        shared.queue.append(collected);
-        if !shared.queue.is_empty() && shared.active < self.limit {
+        if !collected.is_empty() {
+            self.append_incoming(collected);
+        }
+        shared.parked.push(Arc::clone(slot));
+        self.mirror(&shared);
+        // Looked at after `parked_count` was set: who queues a packet from now on sees it.
+        if self.queued() > 0 && shared.active < self.limit {
             // A running thread takes the next packet itself, ahead of those parked (rule 37).
+            shared.parked.pop();
             self.hold(&mut shared, slot);
             self.mirror(&shared);
             slot.parked.store(false, Ordering::SeqCst);
             return Park::Work;
         }
-        shared.parked.push(Arc::clone(slot));
-        self.mirror(&shared);
         Park::Parked
     }
 
@@ -246,8 +297,17 @@ impl Central {
         if let Some(position) = shared.parked.iter().rposition(|other| other.index == slot.index) {
             shared.parked.remove(position);
         }
+        self.arrive(&mut shared, slot);
         if wants_slot && !slot.is_held() && shared.active < self.limit {
             self.hold(&mut shared, slot);
+        }
+        self.mirror(&shared);
+    }
+
+    /// A worker that was released comes for its packet, or leaves.
+    fn arrive(&self, shared: &mut Shared, slot: &Slot) {
+        if slot.released.swap(false, Ordering::Relaxed) {
+            shared.released -= 1;
         }
     }
 
@@ -270,6 +330,7 @@ impl Central {
     pub(crate) fn leave(&self, slot: &Slot) {
         let mut shared = self.lock();
         self.free(&mut shared, slot);
+        self.arrive(&mut shared, slot);
         shared.parked.retain(|other| other.index != slot.index);
         self.release_parked(&mut shared);
         self.mirror(&shared);
@@ -292,7 +353,12 @@ impl Central {
         }
         shared.closed = true;
         self.closed.store(true, Ordering::SeqCst);
-        let packets = std::mem::take(&mut shared.queue);
+        let mut packets = std::mem::take(&mut shared.queue);
+        let mut incoming = self.lock_incoming();
+        incoming.closed = true;
+        packets.append(&mut incoming.queue);
+        self.incoming_len.store(0, Ordering::SeqCst);
+        drop(incoming);
         self.mirror(&shared);
         for slot in &shared.parked {
             syscall::eventfd_signal(&slot.wake);
@@ -300,12 +366,15 @@ impl Central {
         Some(packets)
     }
 
-    /// Releases parked workers, last in first out, while packets are queued and slots are free.
+    /// Releases parked workers, last in first out, while there are packets for which nobody was
+    /// released yet, and slots.
     fn release_parked(&self, shared: &mut Shared) {
         let room = self.limit.saturating_sub(shared.active);
-        // Those that were released already and have not come for their packet are active.
-        for _ in 0..room.min(shared.queue.len()) {
+        let packets = shared.queue.len() + self.incoming_len.load(Ordering::SeqCst);
+        for _ in 0..room.min(packets.saturating_sub(shared.released)) {
             let Some(slot) = shared.parked.pop() else { break };
+            slot.released.store(true, Ordering::Relaxed);
+            shared.released += 1;
             self.hold(shared, &slot);
             self.wake(&slot);
         }
@@ -325,7 +394,8 @@ impl Central {
     }
 
     fn mirror(&self, shared: &Shared) {
-        self.queued.store(shared.queue.len(), Ordering::SeqCst);
+        self.queue_len.store(shared.queue.len(), Ordering::Relaxed);
+        self.parked_count.store(shared.parked.len(), Ordering::SeqCst);
         self.active.store(shared.active, Ordering::Release);
     }
 }
