@@ -58,6 +58,7 @@ mod buffer;
 mod error;
 mod operation;
 mod port;
+mod sync;
 
 pub use backend::{BackendChoice, BackendDescription, Capability, probe};
 pub use buffer::{PoolBuffer, SendBuffer};

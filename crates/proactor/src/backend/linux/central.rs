@@ -14,11 +14,11 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::syscall;
 use crate::port::Completion;
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The part of a worker that others look at: its slot, its wake-up, and how far it is.
 #[repr(align(128))]
@@ -282,6 +282,10 @@ impl Central {
             // A running thread takes the next packet itself, ahead of those parked (rule 37).
             shared.parked.pop();
             self.hold(&mut shared, slot);
+            // What it had collected may be more than it takes; one packet is spoken for.
+            shared.released += 1;
+            self.release_parked(&mut shared);
+            shared.released -= 1;
             self.mirror(&shared);
             slot.parked.store(false, Ordering::SeqCst);
             return Park::Work;
@@ -294,7 +298,9 @@ impl Central {
     pub(crate) fn unpark(&self, slot: &Slot, wants_slot: bool) {
         let mut shared = self.lock();
         slot.parked.store(false, Ordering::SeqCst);
-        if let Some(position) = shared.parked.iter().rposition(|other| other.index == slot.index) {
+        if let Some(position) =
+            shared.parked.iter().rposition(|other| std::ptr::eq(Arc::as_ptr(other), slot))
+        {
             shared.parked.remove(position);
         }
         self.arrive(&mut shared, slot);
@@ -331,7 +337,8 @@ impl Central {
         let mut shared = self.lock();
         self.free(&mut shared, slot);
         self.arrive(&mut shared, slot);
-        shared.parked.retain(|other| other.index != slot.index);
+        // Not by index: that may be another worker's by now.
+        shared.parked.retain(|other| !std::ptr::eq(Arc::as_ptr(other), slot));
         self.release_parked(&mut shared);
         self.mirror(&shared);
     }

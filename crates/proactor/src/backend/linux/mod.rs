@@ -24,6 +24,8 @@ mod file_source;
 #[cfg(test)]
 pub(crate) mod file_tests;
 mod listener;
+#[cfg(all(test, proactor_model))]
+mod models;
 pub(crate) mod poller;
 mod residents;
 pub(crate) mod socket;

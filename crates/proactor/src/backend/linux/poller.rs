@@ -1,8 +1,6 @@
 //! A worker's epoll set, and the sources whose home it is.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::central::Sink;
@@ -13,6 +11,8 @@ use super::socket::{Context, Socket};
 use super::syscall;
 use crate::error::Error;
 use crate::operation::OperationKind;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Events fetched by one call.
 const BATCH: usize = 128;

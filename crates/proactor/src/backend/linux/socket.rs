@@ -7,8 +7,6 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use socket2::SockRef;
 
@@ -25,6 +23,8 @@ use crate::buffer::{Consumer, Pool};
 use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
 use crate::port::Completion;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 const NOT_PAUSED: usize = usize::MAX;
 

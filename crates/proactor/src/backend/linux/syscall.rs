@@ -43,7 +43,11 @@ pub(crate) fn eventfd() -> Result<OwnedFd, i32> {
 pub(crate) fn eventfd_signal(fd: &OwnedFd) {
     let one = 1u64;
     // SAFETY: eight bytes are read from a live local.
-    unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+    let signal = || unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+    #[cfg(all(test, proactor_model))]
+    crate::sync::model::happen(signal);
+    #[cfg(not(all(test, proactor_model)))]
+    signal();
 }
 
 /// `epoll_ctl(2)` with one of `EPOLL_CTL_ADD`, `_MOD`, `_DEL`.
@@ -66,6 +70,11 @@ pub(crate) fn epoll_wait(
     events: &mut [libc::epoll_event],
     timeout: Option<Duration>,
 ) -> Result<usize, i32> {
+    #[cfg(all(test, proactor_model))]
+    if timeout != Some(Duration::ZERO) {
+        let poll = || epoll_wait(epoll, events, Some(Duration::ZERO));
+        return crate::sync::model::wait(timeout, poll);
+    }
     let spec = timeout.map(|timeout| libc::timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),

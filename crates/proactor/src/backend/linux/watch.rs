@@ -6,14 +6,17 @@
 //! and its slot goes to another worker (rule 40); if it runs, it keeps the slot, but the packets of
 //! its sockets are still handled by whoever has one.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::central::Sink;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::worker::{Local, Worker};
+use crate::port::Completion;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+use crate::sync::now as clock;
 
 /// The time between two looks while another worker is in a handler.
 pub(crate) const TICK: Duration = Duration::from_micros(250);
@@ -21,8 +24,12 @@ pub(crate) const TICK: Duration = Duration::from_micros(250);
 const WATCHERS: usize = 2;
 /// The tick doubles as many times at most while no worker is in a handler.
 const SLOWEST: u32 = 2;
+/// For so long after a worker was stuck, the tick stays short: where handlers block, they do again.
+const ALERT: Duration = Duration::from_secs(1);
+/// A rescuer keeps so many packets for itself; more are for whoever is free.
+const KEPT: usize = 4;
 /// Ticks without any activity after which nobody looks any more.
-const QUIET_TICKS: u32 = 40;
+const QUIET_TICKS: u32 = if cfg!(all(test, proactor_model)) { 2 } else { 40 };
 /// A worker with more packets than this that did not get round to collecting is helped.
 const BACKLOG: usize = 4;
 
@@ -60,6 +67,8 @@ impl Sightings {
 /// An idle worker's watch over the others.
 pub(crate) struct Watch {
     watching: bool,
+    /// Looks at the short tick; one worker does, the others are there in case it gets work.
+    first: bool,
     quiet_ticks: u32,
     slowness: u32,
 }
@@ -67,7 +76,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins to watch, if there are others and too few do.
     pub(crate) fn begin<D: Driver>(engine: &Engine<D>) -> Self {
-        let mut watch = Self { watching: false, quiet_ticks: 0, slowness: 0 };
+        let mut watch = Self { watching: false, first: false, quiet_ticks: 0, slowness: 0 };
         watch.begin_again(engine);
         watch
     }
@@ -78,15 +87,21 @@ impl Watch {
             return;
         }
         if engine.watchers.fetch_add(1, Ordering::SeqCst) < WATCHERS {
-            *self = Self { watching: true, quiet_ticks: 0, slowness: 0 };
+            *self = Self { watching: true, first: false, quiet_ticks: 0, slowness: 0 };
+            self.try_first(engine);
         } else {
             engine.watchers.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
+    fn try_first<D: Driver>(&mut self, engine: &Engine<D>) {
+        self.first = self.first || !engine.has_first_watcher.swap(true, Ordering::SeqCst);
+    }
+
     /// How long the worker may sleep until it has to look.
     pub(crate) fn tick(&self) -> Option<Duration> {
-        self.watching.then(|| TICK * (1 << self.slowness))
+        let slowness = if self.first { self.slowness } else { SLOWEST };
+        self.watching.then(|| TICK * (1 << slowness))
     }
 
     /// Looks around after a tick in which nothing came.
@@ -99,24 +114,35 @@ impl Watch {
         if !self.watching {
             return;
         }
-        let now = Instant::now();
+        let now = clock();
         if local.last_look.is_some_and(|last| now.duration_since(last) < TICK) {
             // Woken before its time: too soon to tell who is stuck.
             return;
         }
         local.last_look = Some(now);
+        self.try_first(engine);
         let seen = engine.look_around(me, local);
-        self.slowness = if seen.in_handler { 0 } else { (self.slowness + 1).min(SLOWEST) };
+        let alert = engine.was_stuck_within(ALERT);
+        let stay_short = seen.in_handler || alert;
+        self.slowness = if stay_short { 0 } else { (self.slowness + 1).min(SLOWEST) };
         self.quiet_ticks = if seen.active { 0 } else { self.quiet_ticks + 1 };
         if self.quiet_ticks > QUIET_TICKS {
             self.watching = false;
+            self.give_up_first(engine);
             engine.quiet.store(true, Ordering::SeqCst);
             engine.watchers.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
+    fn give_up_first<D: Driver>(&mut self, engine: &Engine<D>) {
+        if std::mem::take(&mut self.first) {
+            engine.has_first_watcher.store(false, Ordering::SeqCst);
+        }
+    }
+
     /// The worker has work: the watch passes to another one if nobody is left.
-    pub(crate) fn end<D: Driver>(self, engine: &Engine<D>, me: &Worker<D>) {
+    pub(crate) fn end<D: Driver>(mut self, engine: &Engine<D>, me: &Worker<D>) {
+        self.give_up_first(engine);
         let last = self.watching && engine.watchers.fetch_sub(1, Ordering::SeqCst) == 1;
         let first = !self.watching && engine.quiet.swap(false, Ordering::SeqCst);
         if last || first {
@@ -140,7 +166,7 @@ impl<D: Driver> Engine<D> {
         if self.worker_count() < 2 {
             return;
         }
-        let now = Instant::now();
+        let now = clock();
         if local.last_look.is_none_or(|last| now.duration_since(last) >= TICK) {
             local.last_look = Some(now);
             self.look_around(me, local);
@@ -164,7 +190,7 @@ impl<D: Driver> Engine<D> {
             seen.in_handler |= in_handler;
             seen.active |= in_handler || before.turn != turn;
             if in_handler && before.turn == turn {
-                self.rescue(other, turn);
+                self.rescue(other, turn, &mut local.queue);
             } else if in_handler && before.wait_calls == waits {
                 self.share_backlog(other);
             }
@@ -173,7 +199,15 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Takes over from a worker that is stuck in the handler of turn `turn`.
-    fn rescue(self: &Arc<Self>, stuck: &Arc<Worker<D>>, turn: u64) {
+    ///
+    /// The rescuer is awake, so it keeps the first packets for itself, in `mine`.
+    fn rescue(
+        self: &Arc<Self>,
+        stuck: &Arc<Worker<D>>,
+        turn: u64,
+        mine: &mut VecDeque<Completion>,
+    ) {
+        self.note_stuck();
         if stuck.slot.is_held() && is_asleep(stuck.slot.thread_id) {
             // Checked again: the handler may have ended while its thread was looked at.
             if stuck.slot.turn.load(Ordering::Acquire) == turn {
@@ -185,15 +219,18 @@ impl<D: Driver> Engine<D> {
             return;
         }
         let Local { driver, queue, .. } = &mut *local;
+        let mut sink = Sink { central: &self.central, local: Some(mine) };
         let mut taken = queue.len();
-        if taken > 0 {
-            self.central.append(queue);
+        while let Some(packet) = queue.pop_front() {
+            sink.push(packet);
         }
         if let Some(driver) = driver {
-            let mut sink = Sink { central: &self.central, local: None };
             taken += driver.rescue(&stuck.poller, &mut sink);
         }
         self.rescues.fetch_add(taken as u64, Ordering::Relaxed);
+        if mine.len() > KEPT {
+            self.central.append(&mut mine.split_off(KEPT));
+        }
     }
 
     /// Takes half of the packets of a worker that is behind: it handles, but has not got round to
@@ -208,7 +245,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn wake_a_watcher(&self, me: &Worker<D>) {
+    pub(super) fn wake_a_watcher(&self, me: &Worker<D>) {
         for other in self.workers().iter().flatten() {
             if other.slot.index != me.slot.index && other.slot.parked.load(Ordering::SeqCst) {
                 self.central.wake(&other.slot);
@@ -220,6 +257,7 @@ impl<D: Driver> Engine<D> {
 
 /// Whether a thread of this process sleeps in the kernel, by the state in its `stat` file (proc(5)).
 /// `false` also where that cannot be read: then blocked handlers keep their slots.
+#[cfg(not(all(test, proactor_model)))]
 fn is_asleep(thread_id: i32) -> bool {
     let mut buffer = [0u8; 512];
     let Ok(mut file) = std::fs::File::open(format!("/proc/self/task/{thread_id}/stat")) else {
@@ -230,4 +268,9 @@ fn is_asleep(thread_id: i32) -> bool {
     let stat = &buffer[..count];
     let state = stat.iter().rposition(|byte| *byte == b')').and_then(|end| stat.get(end + 2));
     matches!(state, Some(b'S' | b'D'))
+}
+
+#[cfg(all(test, proactor_model))]
+fn is_asleep(_thread_id: i32) -> bool {
+    crate::sync::model::is_asleep()
 }

@@ -4,8 +4,6 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Instant;
 
 use super::central::{Sink, Slot};
@@ -19,6 +17,9 @@ use super::watch::Sightings;
 use crate::error::Error;
 use crate::operation::OperationKind;
 use crate::port::Completion;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::thread_local;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 pub(crate) struct Worker<D: Driver> {
     pub(crate) slot: Arc<Slot>,

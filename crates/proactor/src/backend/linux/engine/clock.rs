@@ -1,6 +1,5 @@
 //! Time: how long a worker may sleep, and timers that are due.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::homes::STARVED_TICK;
@@ -9,8 +8,21 @@ use crate::backend::linux::central::Sink;
 use crate::backend::linux::driver::Driver;
 use crate::backend::linux::timers::TimerQueue;
 use crate::backend::linux::worker::{Local, Worker};
+use crate::sync::atomic::Ordering;
+use crate::sync::now as clock;
 
 impl<D: Driver> Engine<D> {
+    /// Notes that a worker was found stuck.
+    pub(crate) fn note_stuck(&self) {
+        self.last_stuck.store(self.now().max(1), Ordering::Relaxed);
+    }
+
+    /// Whether a worker was found stuck in the last `span`.
+    pub(crate) fn was_stuck_within(&self, span: Duration) -> bool {
+        let last = self.last_stuck.load(Ordering::Relaxed);
+        last != 0 && u128::from(self.now().saturating_sub(last)) < span.as_nanos()
+    }
+
     pub(super) fn longest_sleep(
         &self,
         worker: &Worker<D>,
@@ -33,7 +45,7 @@ impl<D: Driver> Engine<D> {
                 .compare_exchange(0, keeper, Ordering::SeqCst, Ordering::SeqCst)
                 .map_or_else(|current| current == keeper || tick.is_some(), |_| true);
         if deadline.is_some() || timed {
-            let now = Instant::now();
+            let now = clock();
             if let Some(deadline) = deadline {
                 at_most(deadline.saturating_duration_since(now));
             }
@@ -52,7 +64,8 @@ impl<D: Driver> Engine<D> {
 
     pub(super) fn timer_is_due(&self) -> bool {
         let next = self.next_deadline.load(Ordering::Relaxed);
-        next != u64::MAX && self.epoch.elapsed().as_nanos() >= u128::from(next)
+        next != u64::MAX
+            && clock().saturating_duration_since(self.epoch).as_nanos() >= u128::from(next)
     }
 
     pub(super) fn expire_timers(&self, local: &mut Local<D>) {
@@ -61,7 +74,7 @@ impl<D: Driver> Engine<D> {
         }
         let mut timers = lock(&self.timers);
         let mut sink = Sink { central: &self.central, local: Some(&mut local.queue) };
-        timers.pop_expired(Instant::now(), |packet| sink.push(packet));
+        timers.pop_expired(clock(), |packet| sink.push(packet));
         self.note_next_deadline(&timers);
     }
 

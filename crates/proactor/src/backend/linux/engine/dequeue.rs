@@ -1,7 +1,5 @@
 //! Dequeuing: take what is there, else collect, else park until there may be something.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Engine;
@@ -11,6 +9,9 @@ use crate::backend::linux::watch::Watch;
 use crate::backend::linux::worker::{Local, Worker};
 use crate::error::DequeueError;
 use crate::port::Completion;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+use crate::sync::now as clock;
 
 /// Packets taken from the shared queue in a row before the driver gets a turn, so that a flood of
 /// posts does not keep I/O out.
@@ -45,12 +46,12 @@ impl<D: Driver> Engine<D> {
                 Some(Duration::ZERO) => return Err(DequeueError::TimedOut),
                 Some(timeout) if deadline.is_none() => {
                     // A time beyond the clock's range is for ever.
-                    deadline = Some(Instant::now().checked_add(timeout));
+                    deadline = Some(clock().checked_add(timeout));
                 }
                 _ => {}
             }
             let deadline = deadline.flatten();
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(|deadline| clock() >= deadline) {
                 return Err(DequeueError::TimedOut);
             }
             self.wait(worker, local, deadline)?;
@@ -159,7 +160,7 @@ impl<D: Driver> Engine<D> {
             if work || self.timer_is_due() {
                 return Ok(());
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(|deadline| clock() >= deadline) {
                 return Ok(());
             }
             if ticked {

@@ -2,8 +2,6 @@
 //! a worker or for a receive buffer.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Engine, lock};
@@ -15,6 +13,9 @@ use crate::backend::linux::syscall;
 use crate::backend::linux::worker::{self, Local, Worker};
 use crate::error::{DequeueError, Error, ErrorKind};
 use crate::operation::OperationKind;
+use crate::sync::atomic::Ordering;
+use crate::sync::now as clock;
+use crate::sync::{Arc, PoisonError};
 
 /// How long a worker sleeps at most while sources wait for a receive buffer.
 pub(super) const STARVED_TICK: Duration = Duration::from_millis(1);
@@ -22,7 +23,7 @@ pub(super) const STARVED_TICK: Duration = Duration::from_millis(1);
 const WORKERS_MAXIMUM: usize = 4096;
 
 /// Sockets that are associated with any port of this process, by inode (rules 8, 9).
-static ASSOCIATED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
+static ASSOCIATED: std::sync::Mutex<Option<HashSet<u64>>> = std::sync::Mutex::new(None);
 
 impl<D: Driver> Engine<D> {
     /// The calling thread's worker; makes it one at its first call (rule 39).
@@ -61,6 +62,9 @@ impl<D: Driver> Engine<D> {
             socket.settle(&worker, &mut context);
         }
         drop(local);
+        // Who sleeps did not watch while there was nobody else.
+        self.quiet.store(false, Ordering::SeqCst);
+        self.wake_a_watcher(&worker);
         Ok(worker)
     }
 
@@ -121,7 +125,7 @@ impl<D: Driver> Engine<D> {
     }
 
     pub(crate) fn forget_inode(&self, inode: u64) {
-        if let Some(associated) = &mut *lock(&ASSOCIATED) {
+        if let Some(associated) = &mut *ASSOCIATED.lock().unwrap_or_else(PoisonError::into_inner) {
             associated.remove(&inode);
         }
     }
@@ -135,7 +139,7 @@ impl<D: Driver> Engine<D> {
 
     /// Nanoseconds since the engine was made.
     pub(super) fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(clock().saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether sources wait for a buffer, and were not tried again in the last moment.
@@ -181,7 +185,7 @@ impl<D: Driver> Engine<D> {
             return Err(error(ErrorKind::InvalidInput));
         }
         let inode = syscall::inode(std::os::fd::AsFd::as_fd(socket)).map_err(system)?;
-        let mut guard = lock(&ASSOCIATED);
+        let mut guard = ASSOCIATED.lock().unwrap_or_else(PoisonError::into_inner);
         let associated = guard.get_or_insert_default();
         if !associated.insert(inode) {
             return Err(error(ErrorKind::InvalidInput));

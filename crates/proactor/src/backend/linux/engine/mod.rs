@@ -4,8 +4,6 @@ mod clock;
 mod dequeue;
 mod homes;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::backend::linux::central::{Central, Sink};
@@ -24,6 +22,9 @@ use crate::buffer::Pool;
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
 use crate::port::{Completion, Config, PortCounters};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::now as clock;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 pub(crate) struct Engine<D: Driver> {
     me: Weak<Self>,
@@ -51,13 +52,16 @@ pub(crate) struct Engine<D: Driver> {
     timekeeper: AtomicUsize,
     files: Arc<dyn FileService>,
     pub(crate) watchers: AtomicUsize,
+    pub(crate) has_first_watcher: AtomicBool,
+    /// When a worker was last found stuck, in nanoseconds since `epoch`; 0: never.
+    last_stuck: AtomicU64,
     pub(crate) quiet: AtomicBool,
     pub(crate) rescues: AtomicU64,
     past_dequeued: AtomicU64,
     past_wait_calls: AtomicU64,
 }
 
-static NEXT_ENGINE: AtomicU64 = AtomicU64::new(1);
+static NEXT_ENGINE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,10 +88,12 @@ impl<D: Driver> Engine<D> {
             last_feeding: AtomicU64::new(0),
             timers: Mutex::new(TimerQueue::new()),
             next_deadline: AtomicU64::new(u64::MAX),
-            epoch: Instant::now(),
+            epoch: clock(),
             timekeeper: AtomicUsize::new(0),
             files: D::file_service(config, Weak::clone(me) as Weak<dyn Deliver>),
             watchers: AtomicUsize::new(0),
+            has_first_watcher: AtomicBool::new(false),
+            last_stuck: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
             rescues: AtomicU64::new(0),
             past_dequeued: AtomicU64::new(0),
