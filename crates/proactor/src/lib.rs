@@ -68,3 +68,12 @@ pub use port::{
     Accepted, Associate, AssociatedFile, Builder, Completion, CompletionPort, DatagramSocket,
     ListenSocket, PortCounters, StreamSocket,
 };
+
+/// The programs of the guide and of the README compile: they are documentation tests.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/guide.md")]
+    mod text {}
+    #[doc = include_str!("../../../README.md")]
+    mod readme {}
+}
