@@ -116,6 +116,8 @@ pub(crate) struct Inner {
     pub(crate) kind: OperationKind,
     /// Bytes moved so far: a stream send is resumed from here until it is whole (rule 67).
     pub(crate) done_bytes: usize,
+    /// It was cancelled while the kernel was reading its buffers: it ends when that is over.
+    pub(crate) cancelled: bool,
     /// Where in the file to read or write; `u64::MAX` appends (rule 121).
     pub(crate) offset: u64,
     pub(crate) payload: Payload,
@@ -154,6 +156,7 @@ impl Operation {
                 id: OperationId { object, start: 0 },
                 kind: OperationKind::Idle,
                 done_bytes: 0,
+                cancelled: false,
                 offset: 0,
                 payload: Payload::None,
                 context: None,
@@ -278,6 +281,7 @@ impl Operation {
         inner.id.start += 1;
         inner.kind = kind;
         inner.done_bytes = 0;
+        inner.cancelled = false;
         inner.payload = payload;
         inner.id
     }

@@ -59,10 +59,11 @@ impl StreamSocket {
     ///
     /// An idle connection holds no buffer. A connection whose buffers are not given back is not
     /// read further
-    /// ([`Builder::receive_window_bytes`](crate::Builder::receive_window_bytes)). Packets of one
-    /// connection are queued in order; threads that dequeue them at once may handle them at once,
-    /// so a program with several threads orders them itself, for example with a lock per
-    /// connection.
+    /// ([`Builder::receive_window_bytes`](crate::Builder::receive_window_bytes)).
+    ///
+    /// Packets of one connection are queued in order. Threads that dequeue them at the same time
+    /// may handle them at the same time and in either order, the last packet included: put them in
+    /// order by [`Completion::sequence`](crate::Completion::sequence). A lock alone does not.
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and [`InvalidInput`](ErrorKind::InvalidInput) while any other

@@ -49,7 +49,8 @@ pub struct PortCounters {
     pub wait_calls: u64,
     /// Packets or ready sockets taken over from a thread that was stuck in its handler.
     pub rescues: u64,
-    /// Times a thread was found blocked in its handler and its slot was given to another.
+    /// Times a thread gave up its slot: found blocked in its handler, in a
+    /// [`blocking`](CompletionPort::blocking) section, or gone to another port.
     pub blocked_threads: u64,
     /// Times a parked thread was woken by another one.
     pub wakes: u64,

@@ -49,6 +49,7 @@ pub(crate) struct RingDriver {
     stops: Vec<Arc<Socket<Self>>>,
     sends: Vec<Arc<Socket<Self>>>,
     /// Headers and slices of the gathered sends that are being submitted.
+    #[expect(clippy::vec_box, reason = "a header stays where it is while the list grows")]
     gathers: Vec<Box<Gather>>,
     gathers_used: usize,
     events: Vec<Event>,

@@ -152,10 +152,10 @@ impl Stream {
         let Some(position) = self.sends.iter().position(|operation| operation.id() == id) else {
             return false;
         };
-        // What the kernel is reading ends with its own result in a moment (rule 78).
-        if position >= self.pinned
-            && let Some(operation) = self.sends.remove(position)
-        {
+        if position < self.pinned {
+            // The kernel is reading it: it ends, so or so, when that is over (rule 78).
+            self.sends[position].inner.cancelled = true;
+        } else if let Some(operation) = self.sends.remove(position) {
             socket.finish_cancelled(sink, operation, ErrorKind::Cancelled);
         }
         true
@@ -177,6 +177,8 @@ impl Stream {
         for operation in self.sends.drain(self.pinned..) {
             socket.finish_cancelled(sink, operation, kind);
         }
+        // These end when the kernel has let go of them.
+        self.sends.iter_mut().for_each(|operation| operation.inner.cancelled = true);
         count
     }
 

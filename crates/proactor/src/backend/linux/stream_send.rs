@@ -257,24 +257,36 @@ impl<D: Driver> Socket<D> {
         context: &mut Context<'_, '_, D>,
     ) {
         let mut state = self.lock();
+        let closed = state.closed;
         let Role::Stream(stream) = &mut state.role else { return };
         let wanted = stream.pinned_bytes;
-        stream.pinned = 0;
+        let pinned = std::mem::take(&mut stream.pinned);
         stream.sending = false;
+        let before = stream.sends.len();
+        if let Ok(count) = outcome {
+            stream.sent(self, count, context.sink);
+        }
+        let left = pinned.saturating_sub(before - stream.sends.len());
+        self.end_cancelled(stream, left, context.sink);
         match outcome {
-            Ok(count) => {
-                stream.sent(self, count, context.sink);
-                if state.closed {
-                    self.end_unsent(&mut state, context.sink);
-                } else if count < wanted {
-                    self.wait_for_room(&mut state);
-                } else {
-                    self.finish_sending(&mut state, context);
-                }
-            }
+            _ if closed => self.end_unsent(&mut state, context.sink),
+            Ok(count) if count < wanted => self.wait_for_room(&mut state),
+            Ok(_) => self.finish_sending(&mut state, context),
             Err(libc::EINTR) => self.continue_sending(&mut state, context),
             Err(libc::EAGAIN) => self.wait_for_room(&mut state),
             Err(errno) => stream.fail_sends(self, errno, context.sink),
+        }
+    }
+
+    /// Ends those of the first `pinned` sends that were cancelled while the kernel read them.
+    fn end_cancelled(&self, stream: &mut Stream, pinned: usize, sink: &mut Sink<'_>) {
+        let mut position = 0;
+        for _ in 0..pinned {
+            if !stream.sends[position].inner.cancelled {
+                position += 1;
+            } else if let Some(operation) = stream.sends.remove(position) {
+                self.finish_cancelled(sink, operation, ErrorKind::Cancelled);
+            }
         }
     }
 

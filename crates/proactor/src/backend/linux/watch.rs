@@ -26,6 +26,9 @@ const WATCHERS: usize = 2;
 const SLOWEST: u32 = 2;
 /// For so long after a worker was stuck, the tick stays short: where handlers block, they do again.
 const ALERT: Duration = Duration::from_secs(1);
+/// An idle worker that does not watch makes sure at this interval that others do: the watch passes
+/// on to a worker that sleeps, and that one may just be getting work of its own.
+const RESERVE_TICK: Duration = Duration::from_millis(10);
 /// A rescuer keeps so many packets for itself; more are for whoever is free.
 const KEPT: usize = 4;
 /// Ticks without any activity after which nobody looks any more.
@@ -99,9 +102,13 @@ impl Watch {
     }
 
     /// How long the worker may sleep until it has to look.
-    pub(crate) fn tick(&self) -> Option<Duration> {
+    pub(crate) fn tick<D: Driver>(&self, engine: &Engine<D>) -> Option<Duration> {
+        if !self.watching {
+            let others = engine.worker_count() > 1 && !engine.quiet.load(Ordering::SeqCst);
+            return others.then_some(RESERVE_TICK);
+        }
         let slowness = if self.first { self.slowness } else { SLOWEST };
-        self.watching.then(|| TICK * (1 << slowness))
+        Some(TICK * (1 << slowness))
     }
 
     /// Looks around after a tick in which nothing came.
@@ -112,6 +119,7 @@ impl Watch {
         local: &mut Local<D>,
     ) {
         if !self.watching {
+            self.begin_again(engine);
             return;
         }
         let now = clock();

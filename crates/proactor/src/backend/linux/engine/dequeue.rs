@@ -148,8 +148,8 @@ impl<D: Driver> Engine<D> {
             if worker.has_inbox() || self.central.is_closed() {
                 return Ok(());
             }
-            let timeout = self.longest_sleep(worker, deadline, watch.tick());
-            let ticked = timeout.is_some() && timeout == watch.tick();
+            let timeout = self.longest_sleep(worker, deadline, watch.tick(self));
+            let ticked = timeout.is_some() && timeout == watch.tick(self);
             self.turn(worker, local, Wait::Upto(timeout))?;
             if self.starved_are_due() {
                 return Ok(());
