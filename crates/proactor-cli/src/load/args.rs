@@ -17,7 +17,8 @@ const MESSAGE_LIMIT_BYTES: u64 = 64 << 20;
 #[derive(Debug, Args)]
 #[command(after_long_help = LONG_HELP, args_override_self = true)]
 pub(crate) struct LoadArgs {
-    /// The server: HOST:PORT, [V6]:PORT or unix:PATH. Without it, an echo server is started and stopped.
+    /// The server: HOST:PORT (an IPv6 address in brackets) or unix:PATH. Without it, an echo server is
+    /// started and stopped.
     #[arg(value_name = "ADDR")]
     pub(crate) address: Option<String>,
 
