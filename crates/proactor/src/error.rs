@@ -96,7 +96,6 @@ impl ErrorKind {
 
     fn to_io(self) -> io::ErrorKind {
         match self {
-            Self::Cancelled => io::ErrorKind::Interrupted,
             Self::ConnectionReset => io::ErrorKind::ConnectionReset,
             Self::ConnectionAborted => io::ErrorKind::ConnectionAborted,
             Self::ConnectionRefused => io::ErrorKind::ConnectionRefused,

@@ -40,7 +40,7 @@ mod linux;
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
@@ -217,7 +217,12 @@ pub(crate) fn open(config: &Config) -> Result<Arc<dyn Backend>, Error> {
     let choice = match config.backend {
         Some(choice) => choice,
         None => match std::env::var("PROACTOR_BACKEND") {
-            Ok(name) => BackendChoice::from_name(&name)?,
+            Ok(name) => BackendChoice::from_name(&name).map_err(|error| {
+                static CAUSE: OnceLock<String> = OnceLock::new();
+                error.with_cause(CAUSE.get_or_init(|| {
+                    format!("PROACTOR_BACKEND={name}: it takes auto, io_uring or epoll")
+                }))
+            })?,
             Err(_) => BackendChoice::Automatic,
         },
     };

@@ -201,17 +201,20 @@ impl Central {
         Ok(())
     }
 
-    /// Queues all of `packets`; where the port is closed they stay where they are.
-    pub(crate) fn append(&self, packets: &mut VecDeque<Completion>) {
-        self.append_incoming(packets);
-        self.look_for_parked();
+    /// Puts what a worker had collected, and another is to handle, before everything that is
+    /// queued: it is older (rule 35). Where the port is closed the packets stay where they are.
+    pub(crate) fn prepend(&self, packets: &mut VecDeque<Completion>) {
+        let mut shared = self.lock();
+        if !shared.closed && !packets.is_empty() {
+            Self::push_front(&mut shared, packets);
+            self.release_parked(&mut shared);
+            self.mirror(&shared);
+        }
     }
 
-    fn append_incoming(&self, packets: &mut VecDeque<Completion>) {
-        let mut incoming = self.lock_incoming();
-        if !incoming.closed {
-            incoming.queue.append(packets);
-            self.incoming_len.store(incoming.queue.len(), Ordering::SeqCst);
+    fn push_front(shared: &mut Shared, packets: &mut VecDeque<Completion>) {
+        while let Some(packet) = packets.pop_back() {
+            shared.queue.push_front(packet);
         }
     }
 
@@ -276,9 +279,7 @@ impl Central {
             return Park::Closed;
         }
         self.free(&mut shared, slot);
-        if !collected.is_empty() {
-            self.append_incoming(collected);
-        }
+        Self::push_front(&mut shared, collected);
         shared.parked.push(Arc::clone(slot));
         self.mirror(&shared);
         // Looked at after `parked_count` was set: who queues a packet from now on sees it.

@@ -48,6 +48,10 @@ use crate::operation::OperationKind;
 use crate::port::Config;
 use engine::Engine;
 
+/// Probed, and not used by the driver yet: no part of a description of what is in use.
+const PROBED_FOR_LATER: [&str; 3] =
+    ["IORING_REGISTER_RING_FDS", "IORING_RECVSEND_BUNDLE", "IORING_SETUP_NO_SQARRAY"];
+
 /// What a port created with `choice` would use. An automatic choice that has to do without
 /// io_uring says why; a forced one fails.
 pub(crate) fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> {
@@ -58,7 +62,12 @@ pub(crate) fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> 
     if probe.usable {
         return Ok(BackendDescription {
             name: "io_uring",
-            capabilities: probe.capabilities.clone(),
+            capabilities: probe
+                .capabilities
+                .iter()
+                .filter(|capability| !PROBED_FOR_LATER.contains(&capability.name))
+                .cloned()
+                .collect(),
             degraded: None,
             refused_capabilities: Vec::new(),
         });

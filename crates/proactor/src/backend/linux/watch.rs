@@ -6,14 +6,12 @@
 //! and its slot goes to another worker (rule 40); if it runs, it keeps the slot, but the packets of
 //! its sockets are still handled by whoever has one.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::central::Sink;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::worker::{Local, Worker};
-use crate::port::Completion;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sync::now as clock;
@@ -29,8 +27,6 @@ const ALERT: Duration = Duration::from_secs(1);
 /// An idle worker that does not watch makes sure at this interval that others do: the watch passes
 /// on to a worker that sleeps, and that one may just be getting work of its own.
 const RESERVE_TICK: Duration = Duration::from_millis(10);
-/// A rescuer keeps so many packets for itself; more are for whoever is free.
-const KEPT: usize = 4;
 /// Ticks without any activity after which nobody looks any more.
 const QUIET_TICKS: u32 = if cfg!(all(test, proactor_model)) { 2 } else { 40 };
 /// A worker with more packets than this that did not get round to collecting is helped.
@@ -198,7 +194,7 @@ impl<D: Driver> Engine<D> {
             seen.in_handler |= in_handler;
             seen.active |= in_handler || before.turn != turn;
             if in_handler && before.turn == turn {
-                self.rescue(other, turn, &mut local.queue);
+                self.rescue(other, turn);
             } else if in_handler && before.wait_calls == waits {
                 self.share_backlog(other);
             }
@@ -208,13 +204,9 @@ impl<D: Driver> Engine<D> {
 
     /// Takes over from a worker that is stuck in the handler of turn `turn`.
     ///
-    /// The rescuer is awake, so it keeps the first packets for itself, in `mine`.
-    fn rescue(
-        self: &Arc<Self>,
-        stuck: &Arc<Worker<D>>,
-        turn: u64,
-        mine: &mut VecDeque<Completion>,
-    ) {
+    /// Everything goes through the shared queue, so that the packets of one connection stay in
+    /// order: what the worker had collected first, then what comes from the kernel now.
+    fn rescue(self: &Arc<Self>, stuck: &Arc<Worker<D>>, turn: u64) {
         self.note_stuck();
         if stuck.slot.is_held() && is_asleep(stuck.slot.thread_id) {
             // Checked again: the handler may have ended while its thread was looked at.
@@ -227,18 +219,13 @@ impl<D: Driver> Engine<D> {
             return;
         }
         let Local { driver, queue, .. } = &mut *local;
-        let mut sink = Sink { central: &self.central, local: Some(mine) };
         let mut taken = queue.len();
-        while let Some(packet) = queue.pop_front() {
-            sink.push(packet);
-        }
+        self.central.prepend(queue);
         if let Some(driver) = driver {
+            let mut sink = Sink { central: &self.central, local: None };
             taken += driver.rescue(&stuck.poller, &mut sink);
         }
         self.rescues.fetch_add(taken as u64, Ordering::Relaxed);
-        if mine.len() > KEPT {
-            self.central.append(&mut mine.split_off(KEPT));
-        }
     }
 
     /// Takes half of the packets of a worker that is behind: it handles, but has not got round to
@@ -249,7 +236,7 @@ impl<D: Driver> Engine<D> {
         if count >= BACKLOG {
             let mut half = local.queue.split_off(count - count / 2);
             self.rescues.fetch_add(half.len() as u64, Ordering::Relaxed);
-            self.central.append(&mut half);
+            self.central.prepend(&mut half);
         }
     }
 

@@ -135,7 +135,7 @@ impl<D: Driver> Worker<D> {
         }
         let mut packets = std::mem::take(queue);
         drop(local);
-        engine.central.append(&mut packets);
+        engine.central.prepend(&mut packets);
         engine.remove_worker(self);
         // What asked to be served here asks at its new home.
         let asking = self.take_inbox();

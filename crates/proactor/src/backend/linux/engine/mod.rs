@@ -290,7 +290,16 @@ impl<D: Driver> Backend for Engine<D> {
     }
 
     fn enter_blocking(&self) -> bool {
-        worker::current::<D>(self.id).is_some_and(|worker| self.central.give_up(&worker.slot))
+        worker::current::<D>(self.id).is_some_and(|worker| {
+            let mut local = worker.lock();
+            if local.driver.as_ref().is_some_and(Driver::has_sends) {
+                // The section may wait for what the peer answers to them. Where it fails, the next
+                // dequeue meets the same error and reports it.
+                let _ = self.turn(&worker, &mut local, Wait::No);
+            }
+            drop(local);
+            self.central.give_up(&worker.slot)
+        })
     }
 
     fn leave_blocking(&self) {
