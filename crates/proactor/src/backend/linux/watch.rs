@@ -208,12 +208,6 @@ impl<D: Driver> Engine<D> {
     /// order: what the worker had collected first, then what comes from the kernel now.
     fn rescue(self: &Arc<Self>, stuck: &Arc<Worker<D>>, turn: u64) {
         self.note_stuck();
-        if stuck.slot.is_held() && is_asleep(stuck.slot.thread_id) {
-            // Checked again: the handler may have ended while its thread was looked at.
-            if stuck.slot.turn.load(Ordering::Acquire) == turn {
-                self.central.give_up(&stuck.slot);
-            }
-        }
         let Some(mut local) = stuck.try_lock() else { return };
         if stuck.slot.turn.load(Ordering::Acquire) != turn {
             return;
@@ -226,6 +220,15 @@ impl<D: Driver> Engine<D> {
             taken += driver.rescue(&stuck.poller, &mut sink);
         }
         self.rescues.fetch_add(taken as u64, Ordering::Relaxed);
+        drop(local);
+        // Only now that its packets stand in their place: whoever is released takes the oldest.
+        // The turn is checked again: the handler may have ended while its thread was looked at.
+        if stuck.slot.is_held()
+            && is_asleep(stuck.slot.thread_id)
+            && stuck.slot.turn.load(Ordering::Acquire) == turn
+        {
+            self.central.give_up(&stuck.slot);
+        }
     }
 
     /// Takes half of the packets of a worker that is behind: it handles, but has not got round to

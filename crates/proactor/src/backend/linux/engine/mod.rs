@@ -297,6 +297,8 @@ impl<D: Driver> Backend for Engine<D> {
                 // dequeue meets the same error and reports it.
                 let _ = self.turn(&worker, &mut local, Wait::No);
             }
+            // Its packets go to whoever is released in its place, the oldest first.
+            self.central.prepend(&mut local.queue);
             drop(local);
             self.central.give_up(&worker.slot)
         })
