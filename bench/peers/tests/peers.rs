@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,11 +72,16 @@ fn a_slow_reader_gets_every_byte_in_order_and_the_end() {
         let stream = peer.connect();
         let mut writer = stream.try_clone().unwrap();
         let sent = message.clone();
+        let (tell, much_is_under_way) = mpsc::channel();
         let writing = thread::spawn(move || {
-            writer.write_all(&sent).unwrap();
+            let (first, rest) = sent.split_at(300_000);
+            writer.write_all(first).unwrap();
+            tell.send(()).unwrap();
+            writer.write_all(rest).unwrap();
             writer.shutdown(Shutdown::Write).unwrap();
         });
-        thread::sleep(Duration::from_millis(200));
+        // Nothing is read before more is under way than the peer's buffers hold.
+        much_is_under_way.recv_timeout(PATIENCE).unwrap();
         let mut received = Vec::new();
         (&stream).read_to_end(&mut received).unwrap();
         writing.join().unwrap();

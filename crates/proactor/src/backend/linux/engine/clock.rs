@@ -12,6 +12,11 @@ use crate::sync::atomic::Ordering;
 use crate::sync::now as clock;
 
 impl<D: Driver> Engine<D> {
+    /// Nanoseconds since the engine was made.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(clock().saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Notes that a worker was found stuck.
     pub(crate) fn note_stuck(&self) {
         self.last_stuck.store(self.now().max(1), Ordering::Relaxed);

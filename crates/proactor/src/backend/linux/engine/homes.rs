@@ -14,7 +14,6 @@ use crate::backend::linux::worker::{self, Local, Worker};
 use crate::error::{DequeueError, Error, ErrorKind};
 use crate::operation::OperationKind;
 use crate::sync::atomic::Ordering;
-use crate::sync::now as clock;
 use crate::sync::{Arc, PoisonError};
 
 /// How long a worker sleeps at most while sources wait for a receive buffer.
@@ -135,11 +134,6 @@ impl<D: Driver> Engine<D> {
         let mut starved = lock(&self.starved);
         starved.push(socket);
         self.starved_count.store(starved.len(), Ordering::SeqCst);
-    }
-
-    /// Nanoseconds since the engine was made.
-    pub(super) fn now(&self) -> u64 {
-        u64::try_from(clock().saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether sources wait for a buffer, and were not tried again in the last moment.
