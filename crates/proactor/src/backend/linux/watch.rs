@@ -110,7 +110,7 @@ impl Watch {
     /// Looks around after a tick in which nothing came.
     pub(crate) fn look<D: Driver>(
         &mut self,
-        engine: &Arc<Engine<D>>,
+        engine: &Engine<D>,
         me: &Worker<D>,
         local: &mut Local<D>,
     ) {
@@ -166,7 +166,7 @@ pub(crate) struct Seen {
 
 impl<D: Driver> Engine<D> {
     /// Looks around from a busy worker, at most once a tick.
-    pub(crate) fn look_sometimes(self: &Arc<Self>, me: &Worker<D>, local: &mut Local<D>) {
+    pub(crate) fn look_sometimes(&self, me: &Worker<D>, local: &mut Local<D>) {
         if self.worker_count() < 2 {
             return;
         }
@@ -177,7 +177,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn look_around(self: &Arc<Self>, me: &Worker<D>, local: &mut Local<D>) -> Seen {
+    fn look_around(&self, me: &Worker<D>, local: &mut Local<D>) -> Seen {
         let mut seen = Seen::default();
         for other in self.workers().iter().flatten() {
             if other.slot.index == me.slot.index {
@@ -206,7 +206,7 @@ impl<D: Driver> Engine<D> {
     ///
     /// Everything goes through the shared queue, so that the packets of one connection stay in
     /// order: what the worker had collected first, then what comes from the kernel now.
-    fn rescue(self: &Arc<Self>, stuck: &Arc<Worker<D>>, turn: u64) {
+    fn rescue(&self, stuck: &Arc<Worker<D>>, turn: u64) {
         self.note_stuck();
         let Some(mut local) = stuck.try_lock() else { return };
         if stuck.slot.turn.load(Ordering::Acquire) != turn {
@@ -233,7 +233,7 @@ impl<D: Driver> Engine<D> {
 
     /// Takes half of the packets of a worker that is behind: it handles, but has not got round to
     /// collecting since the last look.
-    fn share_backlog(self: &Arc<Self>, busy: &Arc<Worker<D>>) {
+    fn share_backlog(&self, busy: &Arc<Worker<D>>) {
         let Some(mut local) = busy.try_lock() else { return };
         let count = local.queue.len();
         if count >= BACKLOG {

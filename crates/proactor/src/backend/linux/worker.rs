@@ -51,7 +51,7 @@ pub(crate) struct Local<D: Driver> {
 
 impl<D: Driver> Worker<D> {
     /// Makes the calling thread a worker of `engine`.
-    pub(crate) fn open(engine: &Arc<Engine<D>>, index: usize) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open(engine: &Engine<D>, index: usize) -> Result<Arc<Self>, Error> {
         let wake = syscall::eventfd().map_err(|errno| error_of(OperationKind::Dequeue, errno))?;
         let poller = Poller::new(&wake)?;
         let driver = D::open(&engine.config, &poller, wake.as_raw_fd())?;
@@ -59,7 +59,7 @@ impl<D: Driver> Worker<D> {
         Ok(Arc::new(Self {
             slot,
             poller,
-            engine: Arc::downgrade(engine),
+            engine: engine.downgrade(),
             local: Mutex::new(Local {
                 driver: Some(driver),
                 queue: VecDeque::with_capacity(256),
@@ -203,15 +203,47 @@ pub(crate) fn current<D: Driver>(engine: u64) -> Option<Arc<Worker<D>>> {
         .flatten()
 }
 
-/// Makes `engine` the port that the thread belongs to: its slot at another port is released (rule
-/// 39). Also lets go of ports that are closed.
-pub(crate) fn enter(engine: u64) {
+/// Runs `act` with the calling thread's worker of engine `engine`, if it has one, without taking a
+/// reference. `act` makes no thread join or leave a port: it drops nothing of the program's.
+pub(crate) fn with_current<D: Driver, R>(
+    engine: u64,
+    act: impl FnOnce(Option<&Worker<D>>) -> R,
+) -> R {
+    let mut act = Some(act);
+    let done = MEMBERSHIPS.try_with(|memberships| {
+        let memberships = memberships.try_borrow().ok()?;
+        let member = memberships.0.iter().find(|member| member.engine == engine)?;
+        let worker = member.any.downcast_ref()?;
+        act.take().map(|act| act(Some(worker)))
+    });
+    match (done, act) {
+        (Ok(Some(result)), _) => result,
+        (_, Some(act)) => act(None),
+        (_, None) => unreachable!("who took the closure has returned its result"),
+    }
+}
+
+/// The calling thread's worker of engine `engine`, which the thread now belongs to: its slot at
+/// another port is released (rule 39). `None` where the thread is no worker of it yet.
+pub(crate) fn enter<D: Driver>(engine: u64) -> Option<Arc<Worker<D>>> {
+    // The usual case: the thread dequeues from the port that it dequeued from before.
+    let same = MEMBERSHIPS.try_with(|memberships| {
+        let memberships = memberships.try_borrow().ok()?;
+        let first = memberships.0.first().filter(|member| member.engine == engine)?;
+        Arc::clone(&first.any).downcast().ok()
+    });
+    if let Ok(Some(worker)) = same {
+        return Some(worker);
+    }
+    change_to(engine);
+    current(engine)
+}
+
+/// Makes `engine` the port that the thread belongs to, and lets go of ports that are closed.
+fn change_to(engine: u64) {
     let over = MEMBERSHIPS.try_with(|memberships| {
         let Ok(mut memberships) = memberships.try_borrow_mut() else { return Vec::new() };
         let members = &mut memberships.0;
-        if members.first().is_some_and(|member| member.engine == engine) {
-            return Vec::new();
-        }
         if let Some(first) = members.first() {
             first.worker.release_slot();
         }

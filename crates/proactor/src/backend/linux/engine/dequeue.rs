@@ -19,7 +19,7 @@ const LONGEST_STREAK: usize = 64;
 
 impl<D: Driver> Engine<D> {
     pub(super) fn dequeue_as(
-        self: &Arc<Self>,
+        &self,
         worker: &Arc<Worker<D>>,
         local: &mut Local<D>,
         completions: &mut [Option<Completion>],
@@ -81,7 +81,7 @@ impl<D: Driver> Engine<D> {
     /// Collects without waiting: what asked to be served, timers, the driver if it has something
     /// to submit or to give (`always`: in any case).
     pub(super) fn collect(
-        self: &Arc<Self>,
+        &self,
         worker: &Arc<Worker<D>>,
         local: &mut Local<D>,
         always: bool,
@@ -118,7 +118,7 @@ impl<D: Driver> Engine<D> {
 
     /// Parks the worker until there may be something for it.
     pub(super) fn wait(
-        self: &Arc<Self>,
+        &self,
         worker: &Arc<Worker<D>>,
         local: &mut Local<D>,
         deadline: Option<Instant>,
@@ -137,7 +137,7 @@ impl<D: Driver> Engine<D> {
     }
 
     pub(super) fn sleep(
-        self: &Arc<Self>,
+        &self,
         worker: &Arc<Worker<D>>,
         local: &mut Local<D>,
         deadline: Option<Instant>,

@@ -26,15 +26,14 @@ static ASSOCIATED: std::sync::Mutex<Option<HashSet<u64>>> = std::sync::Mutex::ne
 
 impl<D: Driver> Engine<D> {
     /// The calling thread's worker; makes it one at its first call (rule 39).
-    pub(super) fn enter_thread(self: &Arc<Self>) -> Result<Arc<Worker<D>>, DequeueError> {
-        worker::enter(self.id);
-        match worker::current(self.id) {
+    pub(super) fn enter_thread(&self) -> Result<Arc<Worker<D>>, DequeueError> {
+        match worker::enter(self.id) {
             Some(worker) => Ok(worker),
             None => self.add_worker().map_err(DequeueError::Failed),
         }
     }
 
-    pub(super) fn add_worker(self: &Arc<Self>) -> Result<Arc<Worker<D>>, Error> {
+    pub(super) fn add_worker(&self) -> Result<Arc<Worker<D>>, Error> {
         let index = {
             let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
             let free = workers.iter().position(Option::is_none).unwrap_or(workers.len());
@@ -68,7 +67,7 @@ impl<D: Driver> Engine<D> {
     }
 
     /// A worker's thread goes: its sources find another home.
-    pub(crate) fn remove_worker(self: &Arc<Self>, worker: &Arc<Worker<D>>) {
+    pub(crate) fn remove_worker(&self, worker: &Arc<Worker<D>>) {
         {
             let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
             workers[worker.slot.index] = None;
@@ -92,7 +91,7 @@ impl<D: Driver> Engine<D> {
 
     /// Gives a source the home with the fewest sources among the workers that serve (as many as
     /// the concurrency limit), or puts it by until there is a worker.
-    pub(super) fn find_home(self: &Arc<Self>, socket: &Arc<Socket<D>>) {
+    pub(super) fn find_home(&self, socket: &Arc<Socket<D>>) {
         let home = {
             let workers = self.workers();
             let best = workers
@@ -162,7 +161,7 @@ impl<D: Driver> Engine<D> {
     }
 
     pub(super) fn associate_socket(
-        self: &Arc<Self>,
+        &self,
         socket: &socket2::Socket,
         kind: SourceKind,
     ) -> Result<u64, Error> {

@@ -101,6 +101,11 @@ impl<D: Driver> Engine<D> {
         })
     }
 
+    /// For those that the engine must be able to outlive.
+    pub(crate) fn downgrade(&self) -> Weak<Self> {
+        Weak::clone(&self.me)
+    }
+
     pub(crate) fn files(&self) -> &Arc<dyn FileService> {
         &self.files
     }
@@ -115,14 +120,16 @@ impl<D: Driver> Engine<D> {
 
     /// Runs `act` as the worker that the calling thread is, or as none.
     pub(crate) fn in_context<R>(&self, act: impl FnOnce(&mut Context<'_, '_, D>) -> R) -> R {
-        let Some(worker) = worker::current::<D>(self.id) else {
-            let mut sink = Sink { central: &self.central, local: None };
-            return act(&mut Context::new(None, None, &mut sink));
-        };
-        let mut local = worker.lock();
-        let Local { driver, queue, .. } = &mut *local;
-        let mut sink = Sink { central: &self.central, local: Some(queue) };
-        act(&mut Context::new(driver.as_mut(), Some(worker.slot.index), &mut sink))
+        worker::with_current::<D, R>(self.id, |worker| {
+            let Some(worker) = worker else {
+                let mut sink = Sink { central: &self.central, local: None };
+                return act(&mut Context::new(None, None, &mut sink));
+            };
+            let mut local = worker.lock();
+            let Local { driver, queue, .. } = &mut *local;
+            let mut sink = Sink { central: &self.central, local: Some(queue) };
+            act(&mut Context::new(driver.as_mut(), Some(worker.slot.index), &mut sink))
+        })
     }
 }
 
@@ -208,20 +215,19 @@ impl<D: Driver> Backend for Engine<D> {
             worker::leave(self.id);
             return Err(DequeueError::Closed);
         }
-        let engine = self.me.upgrade().ok_or(DequeueError::Closed)?;
-        let worker = engine.enter_thread()?;
+        let worker = self.enter_thread()?;
         let slot = &worker.slot;
         let result = {
             let mut local = worker.lock();
             let turn = slot.turn.load(Ordering::Relaxed) | 1;
             slot.turn.store(turn, Ordering::Release);
-            let result = engine.dequeue_as(&worker, &mut local, completions, timeout);
+            let result = self.dequeue_as(&worker, &mut local, completions, timeout);
             match result {
                 Ok(count) => {
                     let packets = slot.dequeued_packets.load(Ordering::Relaxed) + count as u64;
                     slot.dequeued_packets.store(packets, Ordering::Relaxed);
                 }
-                Err(_) => engine.central.hold_beyond_limit(slot),
+                Err(_) => self.central.hold_beyond_limit(slot),
             }
             slot.turn.store(turn + 1, Ordering::Release);
             result
