@@ -7,6 +7,7 @@
 //! | `central` | the shared queue, parked threads, slots (the concurrency limit) |
 //! | `worker` | one thread that dequeues: its queue, its driver, its lock |
 //! | `watch` | finding threads that are stuck in a handler, and taking over from them |
+//! | `follow` | letting the sockets of a stuck thread wake an idle one |
 //! | `timers` | deadlines |
 //! | `source`, `stream`, `listener`, `datagram` | a source and its pending operations |
 //! | `file` | what a driver's file service supplies |
@@ -23,6 +24,7 @@ pub(crate) mod file_operation;
 mod file_source;
 #[cfg(test)]
 pub(crate) mod file_tests;
+mod follow;
 mod listener;
 #[cfg(all(test, proactor_model))]
 mod models;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
-use super::residents::{Residents, WAKE_TOKEN};
+use super::residents::{FOLLOW_TOKEN, Residents, WAKE_TOKEN};
 use super::socket::{Context, Socket};
 use super::syscall;
 use crate::error::Error;
@@ -26,6 +26,8 @@ pub(crate) struct Poller<D: Driver> {
     /// Every stream of this home, level-triggered: filled once its worker was found stuck.
     rescue_set: OnceLock<OwnedFd>,
     rescue_on: AtomicBool,
+    /// A set that is followed has events.
+    followed_ready: AtomicBool,
 }
 
 impl<D: Driver> Poller<D> {
@@ -43,6 +45,7 @@ impl<D: Driver> Poller<D> {
             count: AtomicUsize::new(0),
             rescue_set: OnceLock::new(),
             rescue_on: AtomicBool::new(false),
+            followed_ready: AtomicBool::new(false),
         })
     }
 
@@ -102,6 +105,37 @@ impl<D: Driver> Poller<D> {
         syscall::epoll_control(&self.epoll, what, fd, interest, token)
     }
 
+    /// From now on what comes for the sources of `other` wakes who waits here.
+    pub(crate) fn follow(&self, other: &Self, index: usize) -> Result<(), i32> {
+        let interest = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        let token = FOLLOW_TOKEN + index as u64;
+        let fd = other.readiness_fd();
+        syscall::epoll_control(&self.epoll, libc::EPOLL_CTL_ADD, fd, interest, token)
+    }
+
+    /// Ends that.
+    pub(crate) fn unfollow(&self, other: &Self) {
+        let fd = other.readiness_fd();
+        // Only fails where the set does not hold it, which is the state wanted.
+        let _ = syscall::epoll_control(&self.epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
+    }
+
+    /// Whether something came for a set that is followed.
+    pub(crate) fn has_followed_ready(&self) -> bool {
+        self.followed_ready.load(Ordering::Relaxed)
+    }
+
+    /// The same, and forgets it.
+    pub(crate) fn take_followed_ready(&self) -> bool {
+        self.has_followed_ready() && self.followed_ready.swap(false, Ordering::Relaxed)
+    }
+
+    /// What tells that streams are ready: the rescue set where the worker has one, because then its
+    /// own set does not hold them.
+    fn readiness_fd(&self) -> RawFd {
+        self.rescue_set.get().map_or(self.epoll_fd(), AsRawFd::as_raw_fd)
+    }
+
     /// Waits for events and lets their sources act on them. Returns how many events there were.
     pub(crate) fn poll(
         &self,
@@ -116,7 +150,10 @@ impl<D: Driver> Poller<D> {
         let mut context = Context::new(driver, worker, sink);
         for event in &events[..count] {
             let (token, flags) = (event.u64, event.events);
-            if token == WAKE_TOKEN {
+            if token >= FOLLOW_TOKEN {
+                if token != WAKE_TOKEN {
+                    self.followed_ready.store(true, Ordering::Relaxed);
+                }
                 continue;
             }
             let resident = self.residents().get(token).cloned();

@@ -19,6 +19,8 @@ struct Slot<T> {
 
 /// The token of the worker's own wake-up descriptor; no table hands it out.
 pub(crate) const WAKE_TOKEN: u64 = u64::MAX;
+/// The first of the tokens of workers that are followed, by index; no table hands them out.
+pub(crate) const FOLLOW_TOKEN: u64 = (u32::MAX as u64) << 32;
 
 impl<T> Residents<T> {
     pub(crate) fn new() -> Self {
@@ -56,7 +58,7 @@ impl<T> Residents<T> {
             return None;
         }
         let resident = slot.resident.take()?;
-        // The last generation would meet `WAKE_TOKEN`; such a slot is retired for good.
+        // The last generation would meet `FOLLOW_TOKEN`; such a slot is retired for good.
         slot.generation = slot.generation.wrapping_add(1);
         if slot.generation != u32::MAX {
             self.free.push(index);

@@ -114,6 +114,9 @@ impl Watch {
         me: &Worker<D>,
         local: &mut Local<D>,
     ) {
+        if me.poller.take_followed_ready() {
+            engine.look_at_followed(me, local);
+        }
         if !self.watching {
             self.begin_again(engine);
             return;
@@ -170,6 +173,9 @@ impl<D: Driver> Engine<D> {
         if self.worker_count() < 2 {
             return;
         }
+        if me.poller.take_followed_ready() {
+            self.look_at_followed(me, local);
+        }
         let now = clock();
         if local.last_look.is_none_or(|last| now.duration_since(last) >= TICK) {
             local.last_look = Some(now);
@@ -179,7 +185,9 @@ impl<D: Driver> Engine<D> {
 
     fn look_around(&self, me: &Worker<D>, local: &mut Local<D>) -> Seen {
         let mut seen = Seen::default();
-        for other in self.workers().iter().flatten() {
+        let alert = self.was_stuck_within(ALERT);
+        let workers = self.workers();
+        for other in workers.iter().flatten() {
             if other.slot.index == me.slot.index {
                 continue;
             }
@@ -193,8 +201,12 @@ impl<D: Driver> Engine<D> {
             }
             seen.in_handler |= in_handler;
             seen.active |= in_handler || before.turn != turn;
-            if in_handler && before.turn == turn {
+            // Where handlers block, one whose thread sleeps is not given a second look.
+            let stuck = before.turn == turn
+                || (alert && other.slot.is_held() && is_asleep(other.slot.thread_id));
+            if in_handler && stuck {
                 self.rescue(other, turn);
+                self.follow(&workers, me, local, other, turn);
             } else if in_handler && before.wait_calls == waits {
                 self.share_backlog(other);
             }
@@ -206,7 +218,7 @@ impl<D: Driver> Engine<D> {
     ///
     /// Everything goes through the shared queue, so that the packets of one connection stay in
     /// order: what the worker had collected first, then what comes from the kernel now.
-    fn rescue(&self, stuck: &Arc<Worker<D>>, turn: u64) {
+    pub(super) fn rescue(&self, stuck: &Arc<Worker<D>>, turn: u64) {
         self.note_stuck();
         let Some(mut local) = stuck.try_lock() else { return };
         if stuck.slot.turn.load(Ordering::Acquire) != turn {

@@ -10,6 +10,7 @@ use super::central::{Sink, Slot};
 use super::driver::Driver;
 use super::engine::Engine;
 use super::errno::error_of;
+use super::follow::Followed;
 use super::poller::Poller;
 use super::socket::{Context, Socket};
 use super::syscall;
@@ -34,6 +35,8 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) wait_calls: AtomicU64,
     /// Bytes of receive buffers that its pool holds.
     pub(crate) pool_bytes: AtomicU64,
+    /// The worker that its sockets wake while it is stuck, and in which turn; see `follow`.
+    pub(crate) follower: AtomicU64,
 }
 
 /// What only the holder of the worker's lock touches.
@@ -47,6 +50,8 @@ pub(crate) struct Local<D: Driver> {
     /// When other workers were last looked at, and what was seen.
     pub(crate) last_look: Option<Instant>,
     pub(crate) sightings: Sightings,
+    /// Stuck workers whose sockets wake this one.
+    pub(crate) followed: Vec<Followed>,
 }
 
 impl<D: Driver> Worker<D> {
@@ -66,11 +71,13 @@ impl<D: Driver> Worker<D> {
                 streak: 0,
                 last_look: None,
                 sightings: Sightings::default(),
+                followed: Vec::new(),
             }),
             inbox: Mutex::new(Vec::new()),
             inbox_len: AtomicUsize::new(0),
             wait_calls: AtomicU64::new(0),
             pool_bytes: AtomicU64::new(0),
+            follower: AtomicU64::new(0),
         }))
     }
 

@@ -163,7 +163,7 @@ impl<D: Driver> Engine<D> {
             if deadline.is_some_and(|deadline| clock() >= deadline) {
                 return Ok(());
             }
-            if ticked {
+            if ticked || worker.poller.has_followed_ready() {
                 watch.look(self, worker, local);
             } else {
                 watch.begin_again(self);
