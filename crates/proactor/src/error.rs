@@ -157,7 +157,9 @@ impl Error {
         self.operation
     }
 
-    /// The system's own code (`errno` on Linux), or `None` where this library found the error.
+    /// The system's own code, or `None` where this library found the error: `errno` on Linux; on
+    /// Windows a Winsock code where the call failed (10054) and a Win32 code where the packet did
+    /// (64), which are two names of one failure and map to one [`kind`](Self::kind).
     pub const fn raw_os_error(&self) -> Option<i32> {
         if self.raw_os_error == 0 { None } else { Some(self.raw_os_error) }
     }

@@ -58,6 +58,7 @@ mod buffer;
 mod error;
 mod operation;
 mod port;
+#[cfg(target_os = "linux")]
 mod sync;
 
 pub use backend::{BackendChoice, BackendDescription, Capability, probe};

@@ -5,9 +5,9 @@
 //! socket or file). The seam is cut at *operations and packets*, not at readiness, so that each
 //! kind of kernel fits it:
 //!
-//! | | `io_uring` | `epoll` | native Windows port | simulated |
+//! | | `io_uring` | `epoll` | `iocp`, the native Windows port | simulated |
 //! |---|---|---|---|---|
-//! | queue, release order, concurrency limit | [`linux`] | [`linux`] | the kernel | a scheduler driven by a seed |
+//! | queue, release order, concurrency limit | `linux` | `linux` | the kernel | a scheduler driven by a seed |
 //! | stream receives | multishot, into the pool | readiness, then `recv` | `WSARecv` | simulated |
 //! | stream sends | batched submissions | `sendmsg` at once | `WSASend` | simulated |
 //! | accept, connect, datagrams | readiness | readiness | `AcceptEx`, `ConnectEx`, ... | simulated |
@@ -34,8 +34,12 @@
 mod epoll;
 #[cfg(target_os = "linux")]
 mod io_uring;
+#[cfg(windows)]
+pub(crate) mod iocp;
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(any(target_os = "linux", windows))]
+mod timers;
 
 use std::fmt;
 use std::io;
@@ -121,17 +125,22 @@ pub(crate) enum RawSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendChoice {
-    /// io_uring where it is to be had with every feature needed, else epoll.
+    /// On Linux io_uring where it is to be had with every feature needed, else epoll; on Windows
+    /// the native port.
     #[default]
     Automatic,
-    /// io_uring, or an error.
+    /// io_uring, or an error. Linux only.
     IoUring,
-    /// epoll.
+    /// epoll. Linux only.
     Epoll,
+    /// The native completion port of Windows. Windows only.
+    Iocp,
 }
 
 impl BackendChoice {
-    /// Reads a name as `PROACTOR_BACKEND` has it: `auto`, `io_uring` or `epoll`.
+    /// Reads a name as `PROACTOR_BACKEND` has it: `auto`, `io_uring`, `epoll` or `iocp`. Every name
+    /// is known on every system; [`probe`] and [`Builder::build`](crate::Builder::build) say which
+    /// are to be had.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) for any other name.
@@ -140,6 +149,7 @@ impl BackendChoice {
             "auto" | "" => Ok(Self::Automatic),
             "io_uring" => Ok(Self::IoUring),
             "epoll" => Ok(Self::Epoll),
+            "iocp" => Ok(Self::Iocp),
             _ => Err(Error::new(OperationKind::CreatePort, ErrorKind::InvalidInput)),
         }
     }
@@ -163,7 +173,7 @@ pub struct Capability {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BackendDescription {
-    /// `io_uring` or `epoll`.
+    /// `io_uring`, `epoll` or `iocp`.
     pub name: &'static str,
     /// What was probed, whether it is used, and why not.
     pub capabilities: Vec<Capability>,
@@ -174,7 +184,7 @@ pub struct BackendDescription {
 }
 
 impl BackendDescription {
-    /// `io_uring` or `epoll`.
+    /// `io_uring`, `epoll` or `iocp`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -201,15 +211,42 @@ impl fmt::Display for BackendDescription {
 /// Looks at what this machine offers, and says what a port created with `choice` would use.
 ///
 /// # Errors
-/// Where a forced backend is not to be had; the error names the call that was refused.
+/// [`Unsupported`](ErrorKind::Unsupported) where a forced backend is not to be had; the error
+/// names the call that was refused, or the system that the backend belongs to.
 pub fn probe(choice: BackendChoice) -> Result<BackendDescription, Error> {
     #[cfg(target_os = "linux")]
-    return linux::probe(choice);
-    #[cfg(not(target_os = "linux"))]
+    match choice {
+        BackendChoice::Iocp => Err(of_another_system(&IOCP_CAUSE, "iocp", "Windows")),
+        _ => linux::probe(choice),
+    }
+    #[cfg(windows)]
+    match choice {
+        BackendChoice::IoUring => Err(of_another_system(&IO_URING_CAUSE, "io_uring", "Linux")),
+        BackendChoice::Epoll => Err(of_another_system(&EPOLL_CAUSE, "epoll", "Linux")),
+        _ => Ok(iocp::describe()),
+    }
+    #[cfg(not(any(target_os = "linux", windows)))]
     {
         let _ = choice;
         Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported))
     }
+}
+
+#[cfg(target_os = "linux")]
+static IOCP_CAUSE: OnceLock<String> = OnceLock::new();
+#[cfg(windows)]
+static IO_URING_CAUSE: OnceLock<String> = OnceLock::new();
+#[cfg(windows)]
+static EPOLL_CAUSE: OnceLock<String> = OnceLock::new();
+
+/// The refusal of a backend that this system does not have.
+#[cfg(any(target_os = "linux", windows))]
+fn of_another_system(cause: &'static OnceLock<String>, backend: &str, system: &str) -> Error {
+    let cause = cause.get_or_init(|| {
+        let here = std::env::consts::OS;
+        format!("the {backend} backend belongs to {system}, and this program runs on {here}")
+    });
+    Error::new(OperationKind::CreatePort, ErrorKind::Unsupported).with_cause(cause)
 }
 
 /// Opens a port as `config` says.
@@ -220,15 +257,23 @@ pub(crate) fn open(config: &Config) -> Result<Arc<dyn Backend>, Error> {
             Ok(name) => BackendChoice::from_name(&name).map_err(|error| {
                 static CAUSE: OnceLock<String> = OnceLock::new();
                 error.with_cause(CAUSE.get_or_init(|| {
-                    format!("PROACTOR_BACKEND={name}: it takes auto, io_uring or epoll")
+                    format!("PROACTOR_BACKEND={name}: it takes auto, io_uring, epoll or iocp")
                 }))
             })?,
             Err(_) => BackendChoice::Automatic,
         },
     };
     #[cfg(target_os = "linux")]
-    return linux::open(choice, config);
-    #[cfg(not(target_os = "linux"))]
+    match choice {
+        BackendChoice::Iocp => Err(of_another_system(&IOCP_CAUSE, "iocp", "Windows")),
+        _ => linux::open(choice, config),
+    }
+    #[cfg(windows)]
+    {
+        probe(choice)?;
+        iocp::open(config)
+    }
+    #[cfg(not(any(target_os = "linux", windows)))]
     {
         let _ = choice;
         Err(Error::new(OperationKind::CreatePort, ErrorKind::Unsupported))

@@ -56,6 +56,7 @@ impl Pool {
     }
 
     /// Buffers that the pool may have at most.
+    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn maximum_buffers(&self) -> usize {
         self.maximum_buffers
     }
@@ -66,6 +67,7 @@ impl Pool {
     }
 
     /// Moves every free buffer to `into`: one short lock for a whole batch.
+    #[cfg(target_os = "linux")]
     pub(crate) fn take_free(&self, into: &mut Vec<u16>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         into.append(&mut free);
@@ -97,6 +99,7 @@ impl Pool {
     }
 
     /// Adds a segment of buffers to `into`; `false` at the limit.
+    #[cfg(target_os = "linux")]
     pub(crate) fn grow(&self, into: &mut Vec<u16>) -> bool {
         // The lock makes growing one at a time; `into` is the caller's.
         let _free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,6 +211,7 @@ impl PoolBuffer {
     }
 
     /// The pool that it is a buffer of.
+    #[cfg(target_os = "linux")]
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }

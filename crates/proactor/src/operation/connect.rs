@@ -4,7 +4,9 @@ use std::net::{Shutdown, SocketAddr};
 
 use socket2::SockAddr;
 
-use crate::error::{Error, ErrorKind, Rejected};
+#[cfg(unix)]
+use crate::error::ErrorKind;
+use crate::error::{Error, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind, Payload};
 use crate::port::StreamSocket;
 
@@ -13,9 +15,9 @@ impl StreamSocket {
     /// (rules 104, 105). After a failure the socket may be tried again (rule 106).
     ///
     /// # Errors
-    /// [`AlreadyConnected`](ErrorKind::AlreadyConnected) also while a connect is pending;
-    /// [`InvalidInput`](ErrorKind::InvalidInput) where the address is of another family;
-    /// [`PortClosed`](ErrorKind::PortClosed).
+    /// [`AlreadyConnected`](crate::ErrorKind::AlreadyConnected) also while a connect is pending;
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the address is of another family;
+    /// [`PortClosed`](crate::ErrorKind::PortClosed).
     pub fn connect(&self, operation: Operation, peer: SocketAddr) -> Result<OperationId, Rejected> {
         self.connect_to(operation, peer.into())
     }
@@ -23,7 +25,7 @@ impl StreamSocket {
     /// Starts a connect to the Unix socket at `path`. Otherwise as [`connect`](Self::connect).
     ///
     /// # Errors
-    /// As [`connect`](Self::connect), and [`InvalidInput`](ErrorKind::InvalidInput) where the
+    /// As [`connect`](Self::connect), and [`InvalidInput`](crate::ErrorKind::InvalidInput) where the
     /// path is too long for a socket address.
     #[cfg(unix)]
     pub fn connect_unix(
@@ -54,8 +56,8 @@ impl StreamSocket {
     /// the end of the stream. This side still receives; sending is refused from now on (rule 109).
     ///
     /// # Errors
-    /// [`NotConnected`](ErrorKind::NotConnected); [`ShutDown`](ErrorKind::ShutDown) where it was
-    /// ended before; [`PortClosed`](ErrorKind::PortClosed).
+    /// [`NotConnected`](crate::ErrorKind::NotConnected); [`ShutDown`](crate::ErrorKind::ShutDown) where it was
+    /// ended before; [`PortClosed`](crate::ErrorKind::PortClosed).
     pub fn disconnect(&self, mut operation: Operation) -> Result<OperationId, Rejected> {
         let id = operation.prepare(OperationKind::Disconnect, Payload::None);
         self.handle.start(operation).map(|()| id)
@@ -67,7 +69,7 @@ impl StreamSocket {
     /// For the receiving side, pending receives stay pending, and new ones are refused (rule 84).
     ///
     /// # Errors
-    /// [`NotConnected`](ErrorKind::NotConnected), [`ConnectionReset`](ErrorKind::ConnectionReset).
+    /// [`NotConnected`](crate::ErrorKind::NotConnected), [`ConnectionReset`](crate::ErrorKind::ConnectionReset).
     pub fn shutdown(&self, how: Shutdown) -> Result<(), Error> {
         self.handle.source.shutdown(how)
     }

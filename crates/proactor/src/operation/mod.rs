@@ -122,6 +122,9 @@ pub(crate) struct Inner {
     pub(crate) offset: u64,
     pub(crate) payload: Payload,
     pub(crate) context: Option<Box<dyn Any + Send>>,
+    /// What the kernel and the backend keep in it while it is in flight.
+    #[cfg(windows)]
+    pub(crate) native: crate::backend::iocp::Native,
 }
 
 /// The buffers and other things that an operation owns while it is in flight.
@@ -160,6 +163,8 @@ impl Operation {
                 offset: 0,
                 payload: Payload::None,
                 context: None,
+                #[cfg(windows)]
+                native: Default::default(),
             }),
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) maximum_receive_buffers: usize,
     pub(crate) receive_window_bytes: usize,
     pub(crate) file_threads: usize,
+    /// On Windows: whether what is done at once is to give no packet of the kernel's.
+    pub(crate) skip_completion_port_on_success: bool,
 }
 
 impl Default for Config {
@@ -41,6 +43,7 @@ impl Default for Config {
             maximum_receive_buffers: 4 * 1024,
             receive_window_bytes: 256 * 1024,
             file_threads: 4,
+            skip_completion_port_on_success: false,
         }
     }
 }
@@ -88,9 +91,18 @@ impl Builder {
     }
 
     /// Threads that serve file operations on the epoll backend. Default 4, from 1 to 64. (On
-    /// io_uring the kernel serves them.)
+    /// io_uring and on Windows the kernel serves them.)
     pub fn file_threads(mut self, threads: usize) -> Self {
         self.config.file_threads = threads.clamp(1, 64);
+        self
+    }
+
+    /// Only on Windows, and only for the tests: sets `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS` for
+    /// every source, so that the backend queues the packets of what is done at once itself. A
+    /// program sees no difference.
+    #[doc(hidden)]
+    pub fn skip_completion_port_on_success(mut self, skip: bool) -> Self {
+        self.config.skip_completion_port_on_success = skip;
         self
     }
 

@@ -8,7 +8,6 @@
 //! | `worker` | one thread that dequeues: its queue, its driver, its lock |
 //! | `watch` | finding threads that are stuck in a handler, and taking over from them |
 //! | `follow` | letting the sockets of a stuck thread wake an idle one |
-//! | `timers` | deadlines |
 //! | `source`, `stream`, `listener`, `datagram` | a source and its pending operations |
 //! | `file` | what a driver's file service supplies |
 //! | `driver` | what a kernel interface supplies |
@@ -35,7 +34,6 @@ pub(crate) mod stream;
 mod stream_receive;
 mod stream_send;
 pub(crate) mod syscall;
-pub(crate) mod timers;
 mod watch;
 mod worker;
 

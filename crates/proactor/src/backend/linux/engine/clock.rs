@@ -6,8 +6,8 @@ use super::homes::STARVED_TICK;
 use super::{Engine, lock};
 use crate::backend::linux::central::Sink;
 use crate::backend::linux::driver::Driver;
-use crate::backend::linux::timers::TimerQueue;
 use crate::backend::linux::worker::{Local, Worker};
+use crate::backend::timers::TimerQueue;
 use crate::sync::atomic::Ordering;
 use crate::sync::now as clock;
 

@@ -1,4 +1,4 @@
-//! Deadlines: the port's timers, in one queue that the engine keeps behind a lock.
+//! Deadlines: a port's timers, in one queue that its backend keeps behind a lock.
 //!
 //! An index heap over a slab: each timer knows where in the heap it stands, so a cancelled one is
 //! taken out at once and leaves nothing behind. Insert, cancel and expiry take O(log n) steps, and
