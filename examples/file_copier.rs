@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use proactor::{AssociatedFile, CompletionPort, Operation, OperationKind, SendBuffer};
@@ -48,8 +48,7 @@ fn copy(from: &OsString, to: &OsString) -> Result<u64, String> {
     let mut open = OpenOptions::new();
     let target = open.write(true).create(true).truncate(false).open(to);
     let target = target.map_err(|error| target_error(&error))?;
-    let target_data = target.metadata().map_err(|error| target_error(&error))?;
-    if (source_data.dev(), source_data.ino()) == (target_data.dev(), target_data.ino()) {
+    if is_same_file(from.as_ref(), to.as_ref()).map_err(|error| target_error(&error))? {
         return Err("FROM and TO are the same file".into());
     }
     // Only now: the file that TO names may have been FROM.
@@ -121,4 +120,16 @@ fn copy_blocks(
         }
     }
     Ok(copied_bytes)
+}
+
+/// Whether two names lead to one file. (On Windows a second link to it is not seen.)
+fn is_same_file(from: &Path, to: &Path) -> std::io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let (from, to) = (from.metadata()?, to.metadata()?);
+        Ok((from.dev(), from.ino()) == (to.dev(), to.ino()))
+    }
+    #[cfg(not(unix))]
+    Ok(from.canonicalize()? == to.canonicalize()?)
 }

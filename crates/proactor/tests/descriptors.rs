@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -23,13 +22,13 @@ fn rule_21_no_descriptor_and_no_thread_is_left() {
         for order in 0..3 {
             use_a_port(&ports, order);
         }
-        let descriptors = proc_self_count("fd");
-        let threads = proc_self_count("task");
+        let descriptors = descriptor_count();
+        let threads = thread_count();
         for round in 0..30 {
             use_a_port(&ports, round % 3);
         }
-        wait_until("threads to end", || proc_self_count("task") <= threads);
-        wait_until("descriptors to be closed", || proc_self_count("fd") <= descriptors);
+        wait_until("threads to end", || thread_count() <= threads);
+        wait_until("descriptors to be closed", || descriptor_count() <= descriptors);
         drop_sources_on_a_port_that_stays(&ports);
     }
 }
@@ -122,9 +121,9 @@ fn join(workers: Vec<thread::JoinHandle<()>>) {
 fn drop_sources_on_a_port_that_stays(ports: &Ports) {
     let port = ports.open(1);
     open_and_drop(&port, 3);
-    let before = proc_self_count("fd");
+    let before = descriptor_count();
     open_and_drop(&port, 100);
-    wait_until("descriptors to be closed", || proc_self_count("fd") <= before);
+    wait_until("descriptors to be closed", || descriptor_count() <= before);
 }
 
 fn open_and_drop(port: &CompletionPort, count: usize) {
@@ -142,7 +141,7 @@ fn open_and_drop(port: &CompletionPort, count: usize) {
         if number % 3 == 1 {
             assert!(dequeue(port).error().is_some());
         }
-        let file = File::open("/dev/null").unwrap();
+        let file = tempfile::tempfile().unwrap();
         drop(port.associate(file, number).unwrap());
     }
 }

@@ -4,7 +4,10 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+#[cfg(unix)]
 use std::os::fd::OwnedFd;
+#[cfg(windows)]
+use std::os::windows::io::OwnedHandle;
 use std::sync::Arc;
 
 use common::worker::Worker;
@@ -13,6 +16,7 @@ use proactor::{AssociatedFile, CompletionPort, ErrorKind, Operation, OperationKi
 
 const READ: OperationKind = OperationKind::ReadAt;
 const WRITE: OperationKind = OperationKind::WriteAt;
+const DENIED: ErrorKind = ErrorKind::PermissionDenied;
 
 /// A file with these contents, associated under key 1, and another handle to look at it.
 fn associated(port: &CompletionPort, contents: &[u8]) -> (AssociatedFile, File) {
@@ -205,14 +209,20 @@ on_each_backend! {
         let path = directory.path().join("file");
         std::fs::write(&path, b"contents").unwrap();
         let read_only = port.associate(File::open(&path).unwrap(), 1).unwrap();
+        #[cfg(target_os = "linux")]
+        let code = libc::EBADF;
+        #[cfg(windows)]
+        let code = 5; // ERROR_ACCESS_DENIED
         read_only.write_at(Operation::new(), "x", 0).unwrap();
         let completion = dequeue_within(&port, WRITE);
-        assert_eq!(completion.error().unwrap().raw_os_error(), Some(libc::EBADF));
+        let error = completion.error().unwrap();
+        assert_eq!((error.kind(), error.raw_os_error()), (DENIED, Some(code)));
         let write_only = OpenOptions::new().write(true).open(&path).unwrap();
         let write_only = port.associate(write_only, 1).unwrap();
         write_only.read_at(Operation::new(), Vec::with_capacity(8), 0).unwrap();
         let completion = dequeue_within(&port, READ);
-        assert_eq!(completion.error().unwrap().raw_os_error(), Some(libc::EBADF));
+        let error = completion.error().unwrap();
+        assert_eq!((error.kind(), error.raw_os_error()), (DENIED, Some(code)));
         assert_eq!(std::fs::read(&path).unwrap(), b"contents");
     }
 
@@ -221,17 +231,30 @@ on_each_backend! {
     fn rule_6_a_file_without_offsets_is_refused(ports: &Ports) {
         let port = ports.open(1);
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let (socket, _peer) = unix_pair();
-        let directory = File::open("/").unwrap();
-        for file in [OwnedFd::from(pipe).into(), OwnedFd::from(socket).into(), directory] {
+        #[cfg(unix)]
+        let files: [File; 3] = {
+            let (socket, _) = unix_pair();
+            [OwnedFd::from(pipe).into(), OwnedFd::from(socket).into(), File::open("/").unwrap()]
+        };
+        // On Windows a socket is no file, and a directory is not opened as one.
+        #[cfg(windows)]
+        let files: [File; 1] = [OwnedHandle::from(pipe).into()];
+        for file in files {
             let refused = port.associate(file, 1).unwrap_err();
             assert_eq!(refused.error().kind(), ErrorKind::InvalidInput);
-            refused.into_source().metadata().unwrap();
+            let file = refused.into_source();
+            #[cfg(unix)]
+            file.metadata().unwrap();
+            #[cfg(windows)]
+            file.try_clone().unwrap();
         }
         // A device that is like a file is served as one.
-        let zero = port.associate(File::open("/dev/zero").unwrap(), 1).unwrap();
-        zero.read_at(Operation::new(), vec![1; 10], 12_345).unwrap();
-        assert_eq!(dequeue_success(&port, READ).1.buffer(), [0; 10]);
+        #[cfg(unix)]
+        {
+            let zero = port.associate(File::open("/dev/zero").unwrap(), 1).unwrap();
+            zero.read_at(Operation::new(), vec![1; 10], 12_345).unwrap();
+            assert_eq!(dequeue_success(&port, READ).1.buffer(), [0; 10]);
+        }
     }
 
     /// Packets of files come to a thread that waits already, and to one that polls.

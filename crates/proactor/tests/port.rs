@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
+#[cfg(target_os = "linux")]
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,9 +42,12 @@ on_each_backend! {
 
     /// Rule 2: concurrency 0 means one thread per processor.
     fn rule_2_concurrency_zero_is_one_per_processor(ports: &Ports) {
-        // SAFETY: sysconf only reads a number.
-        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as usize;
         let usable = thread::available_parallelism().unwrap().get();
+        // SAFETY: sysconf only reads a number.
+        #[cfg(target_os = "linux")]
+        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as usize;
+        #[cfg(windows)]
+        let online = usable;
         let concurrency = ports.open(0).concurrency();
         assert!(concurrency == usable || concurrency == online, "{concurrency}");
     }
@@ -293,10 +297,12 @@ on_each_backend! {
     }
 
     /// Rule 19: a wait at the port is not ended by anything else that is delivered to the thread;
-    /// on Linux, a signal.
+    /// on Linux a signal, on Windows a queued routine.
     fn rule_19_a_signal_does_not_end_the_wait(ports: &Ports) {
+        #[cfg(target_os = "linux")]
         extern "C" fn nothing(_signal: libc::c_int) {}
         // SAFETY: the handler does nothing. Without SA_RESTART every wait of the thread sees EINTR.
+        #[cfg(target_os = "linux")]
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
@@ -318,7 +324,12 @@ on_each_backend! {
         };
         let signal = || {
             // SAFETY: the thread is not joined yet, so its handle is valid.
-            unsafe { libc::pthread_kill(waiter.as_pthread_t(), libc::SIGUSR1) }
+            #[cfg(target_os = "linux")]
+            unsafe {
+                libc::pthread_kill(waiter.as_pthread_t(), libc::SIGUSR1);
+            }
+            #[cfg(windows)]
+            windows::queue_routine(&waiter);
         };
         // All through the first wait, and some of the second.
         while told.recv_timeout(Duration::from_millis(2)).is_err() {

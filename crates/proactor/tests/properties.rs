@@ -534,7 +534,7 @@ fn expect_end(port: &CompletionPort, peer: &mut TcpStream) {
     }
 }
 
-/// Both ends of a connection, as `/proc/net/tcp` has them.
+/// Both ends of a connection, as `/proc/net/tcp` has them, where there is one.
 fn connection_states(peer: &TcpStream) -> String {
     let port = format!(":{:04X} ", peer.local_addr().unwrap().port());
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();

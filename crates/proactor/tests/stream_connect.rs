@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::unix::net::UnixListener;
 
 use common::*;
@@ -105,7 +106,11 @@ on_each_backend! {
         assert_eq!((completion.key(), completion.bytes()), (9, 0));
         let error = completion.error().unwrap();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        #[cfg(target_os = "linux")]
         assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+        // ERROR_CONNECTION_REFUSED: the packet's name for WSAECONNREFUSED (rule 105).
+        #[cfg(windows)]
+        assert_eq!(error.raw_os_error(), Some(1225));
         assert_eq!(completion.operation().unwrap().context::<u8>(), Some(&1));
         // The socket is not connected (rules 65, 73).
         refused(stream.send(Operation::new(), "x"), ErrorKind::NotConnected);
@@ -279,6 +284,7 @@ on_each_backend! {
     }
 
     /// Rules 104 and 105 on a Unix socket; a path that cannot be an address is refused.
+    #[cfg(unix)]
     fn connects_on_a_unix_socket(ports: &Ports) {
         let port = ports.open(1);
         let directory = tempfile::tempdir().unwrap();

@@ -462,6 +462,7 @@ on_each_backend! {
     }
 
     /// Unix streams.
+    #[cfg(unix)]
     fn a_continuous_receive_on_a_unix_stream(ports: &Ports) {
         let port = ports.open(1);
         let (stream, mut peer) = unix_pair();

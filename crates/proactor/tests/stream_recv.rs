@@ -430,6 +430,7 @@ on_each_backend! {
     }
 
     /// Unix streams receive the same way: data, end of stream, zero length.
+    #[cfg(unix)]
     fn receives_on_a_unix_stream(ports: &Ports) {
         let port = ports.open(1);
         let (stream, mut peer) = unix_pair();

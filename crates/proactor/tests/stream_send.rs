@@ -430,6 +430,7 @@ on_each_backend! {
     }
 
     /// Unix streams send the same way: whole, in order, and a closed peer is a reset.
+    #[cfg(unix)]
     fn sends_on_a_unix_stream(ports: &Ports) {
         let port = ports.open(1);
         let (stream, mut peer) = unix_pair();

@@ -6,10 +6,13 @@
 // Each test binary uses its part of this.
 #![allow(dead_code)]
 
+#[cfg(windows)]
+pub mod windows;
 pub mod worker;
 
 use std::io::{ErrorKind as IoErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,23 +33,39 @@ pub const QUIET: Duration = Duration::from_millis(30);
 /// A test that takes longer is ended with its name, where it hangs in something without a bound.
 const TEST_LIMIT: Duration = Duration::from_secs(150);
 
-/// Declares tests that run on each backend, as `io_uring::name` and `epoll::name`.
+/// Declares tests that run on each backend of the system: as `io_uring::name` and `epoll::name` on
+/// Linux; as `iocp::name` on Windows, and as `iocp_skip::name` with
+/// `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`.
 #[macro_export]
 macro_rules! on_each_backend {
     ($($(#[$attribute:meta])* fn $name:ident($ports:ident: &Ports) $body:block)+) => {
         $($(#[$attribute])* fn $name($ports: &$crate::common::Ports) $body)+
 
+        #[cfg(target_os = "linux")]
         mod io_uring {
             $($(#[$attribute])* #[test] fn $name() {
-                let choice = proactor::BackendChoice::IoUring;
-                $crate::common::run(choice, stringify!($name), super::$name);
+                $crate::common::run($crate::common::IO_URING, stringify!($name), super::$name);
             })+
         }
 
+        #[cfg(target_os = "linux")]
         mod epoll {
             $($(#[$attribute])* #[test] fn $name() {
-                let choice = proactor::BackendChoice::Epoll;
-                $crate::common::run(choice, stringify!($name), super::$name);
+                $crate::common::run($crate::common::EPOLL, stringify!($name), super::$name);
+            })+
+        }
+
+        #[cfg(windows)]
+        mod iocp {
+            $($(#[$attribute])* #[test] fn $name() {
+                $crate::common::run($crate::common::IOCP, stringify!($name), super::$name);
+            })+
+        }
+
+        #[cfg(windows)]
+        mod iocp_skip {
+            $($(#[$attribute])* #[test] fn $name() {
+                $crate::common::run($crate::common::IOCP_SKIP, stringify!($name), super::$name);
             })+
         }
     };
@@ -56,12 +75,20 @@ macro_rules! on_each_backend {
 #[derive(Clone, Copy)]
 pub struct Ports {
     choice: BackendChoice,
+    skips: bool,
 }
+
+pub const IO_URING: Ports = Ports { choice: BackendChoice::IoUring, skips: false };
+pub const EPOLL: Ports = Ports { choice: BackendChoice::Epoll, skips: false };
+pub const IOCP: Ports = Ports { choice: BackendChoice::Iocp, skips: false };
+/// With `FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`.
+pub const IOCP_SKIP: Ports = Ports { choice: BackendChoice::Iocp, skips: true };
 
 impl Ports {
     /// A builder that is set to this backend.
     pub fn builder(&self) -> Builder {
-        CompletionPort::builder().backend(self.choice)
+        let builder = CompletionPort::builder().backend(self.choice);
+        builder.skip_completion_port_on_success(self.skips)
     }
 
     /// A port with this concurrency limit and every other option at its default.
@@ -82,6 +109,7 @@ impl Ports {
 fn backend_name(choice: BackendChoice) -> &'static str {
     match choice {
         BackendChoice::IoUring => "io_uring",
+        BackendChoice::Iocp => "iocp",
         _ => "epoll",
     }
 }
@@ -89,11 +117,8 @@ fn backend_name(choice: BackendChoice) -> &'static str {
 /// The backends that the tests run on: those that this machine has, less what `PROACTOR_BACKEND`
 /// rules out.
 pub fn backends() -> Vec<Ports> {
-    [BackendChoice::IoUring, BackendChoice::Epoll]
-        .into_iter()
-        .filter(|&choice| is_wanted(choice))
-        .map(|choice| Ports { choice })
-        .collect()
+    let all = if cfg!(windows) { [IOCP, IOCP_SKIP] } else { [IO_URING, EPOLL] };
+    all.into_iter().filter(|ports| is_wanted(ports.choice)).collect()
 }
 
 fn is_wanted(choice: BackendChoice) -> bool {
@@ -111,16 +136,29 @@ fn is_wanted(choice: BackendChoice) -> bool {
             println!("skipped on {name}: {error}");
             false
         }
-        Err(error) => panic!("epoll is everywhere, but the probe says: {error}"),
+        Err(error) => panic!("{name} is always there, but the probe says: {error}"),
     }
 }
 
 /// Runs one test on one backend, or says why not.
-pub fn run(choice: BackendChoice, test_name: &'static str, test: fn(&Ports)) {
-    if is_wanted(choice) {
-        let _watchdog = Watchdog::start(format!("{}::{test_name}", backend_name(choice)));
-        test(&Ports { choice });
+pub fn run(ports: Ports, test_name: &'static str, test: fn(&Ports)) {
+    if is_wanted(ports.choice) {
+        let _watchdog = Watchdog::start(format!("{}::{test_name}", ports.name()));
+        test(&ports);
     }
+}
+
+/// Ends a test under Wine, which does not keep the rule; on Windows the test goes on. Such tests
+/// are listed in `docs/semantics.md`.
+#[macro_export]
+macro_rules! skip_under_wine {
+    ($rule:literal, $reason:literal) => {
+        #[cfg(windows)]
+        if let Some(version) = $crate::common::windows::wine_version() {
+            println!("skipped under Wine {version}: rule {}: {}", $rule, $reason);
+            return;
+        }
+    };
 }
 
 /// Ends the process, with the test's name, where a test hangs in something that has no bound.
@@ -250,6 +288,7 @@ fn tcp_pair_on(address: IpAddr) -> std::io::Result<(TcpStream, TcpStream)> {
 }
 
 /// A connected pair of Unix streams.
+#[cfg(unix)]
 pub fn unix_pair() -> (UnixStream, UnixStream) {
     let (stream, peer) = UnixStream::pair().expect("a Unix pair");
     peer.set_read_timeout(Some(HANG)).unwrap();
@@ -375,8 +414,25 @@ impl Drop for DropToken {
     }
 }
 
-/// How many entries a directory of `/proc/self` has: descriptors (`fd`) or threads (`task`).
-pub fn proc_self_count(directory: &str) -> usize {
+/// How many descriptors, on Windows handles, the process has open.
+pub fn descriptor_count() -> usize {
+    #[cfg(target_os = "linux")]
+    return proc_self_count("fd");
+    #[cfg(windows)]
+    return windows::handle_count();
+}
+
+/// How many threads the process has.
+pub fn thread_count() -> usize {
+    #[cfg(target_os = "linux")]
+    return proc_self_count("task");
+    #[cfg(windows)]
+    return windows::thread_count();
+}
+
+/// How many entries a directory of `/proc/self` has.
+#[cfg(target_os = "linux")]
+fn proc_self_count(directory: &str) -> usize {
     // The listing has a descriptor of its own, which is the same for every count.
     std::fs::read_dir(format!("/proc/self/{directory}")).expect("/proc is mounted").count()
 }

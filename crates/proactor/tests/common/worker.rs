@@ -15,7 +15,7 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Worker {
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
-    task: u32,
+    task: Task,
 }
 
 impl Worker {
@@ -23,7 +23,7 @@ impl Worker {
         let (work, queue) = mpsc::channel::<Work>();
         let (tell_task, task) = mpsc::channel();
         let thread = thread::spawn(move || {
-            tell_task.send(current_task()).unwrap();
+            tell_task.send(Task::current()).unwrap();
             loop {
                 match queue.try_recv() {
                     Ok(work) => work(),
@@ -61,7 +61,7 @@ impl Worker {
             work()
         });
         started.recv_timeout(HANG).expect("the worker takes its work");
-        wait_until_asleep(self.task);
+        self.task.wait_until_asleep();
         answer
     }
 
@@ -107,26 +107,37 @@ impl<T> Answer<T> {
     }
 }
 
-/// The calling thread, as `/proc/self/task` names it.
-fn current_task() -> u32 {
-    let link = std::fs::read_link("/proc/thread-self").expect("/proc is mounted");
-    link.file_name().unwrap().to_str().unwrap().parse().unwrap()
-}
+#[cfg(windows)]
+use super::windows::Task;
 
-/// Waits until a thread sleeps and goes on sleeping. It may wake now and then to look around.
-fn wait_until_asleep(task: u32) {
-    const LOOKS: u32 = 20;
-    let deadline = Instant::now() + HANG;
-    let mut asleep = 0;
-    while asleep < LOOKS {
-        assert!(Instant::now() < deadline, "a worker should wait at the port, and does not");
-        let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap();
-        let state = stat.rsplit(") ").next().unwrap();
-        if state.starts_with('S') {
-            asleep += 1;
+/// A thread, as `/proc/self/task` names it.
+#[cfg(target_os = "linux")]
+struct Task(u32);
+
+#[cfg(target_os = "linux")]
+impl Task {
+    /// The calling thread.
+    fn current() -> Self {
+        let link = std::fs::read_link("/proc/thread-self").expect("/proc is mounted");
+        Self(link.file_name().unwrap().to_str().unwrap().parse().unwrap())
+    }
+
+    /// Waits until the thread sleeps and goes on sleeping. It may wake now and then to look around.
+    fn wait_until_asleep(&self) {
+        const LOOKS: u32 = 20;
+        let deadline = Instant::now() + HANG;
+        let mut asleep = 0;
+        while asleep < LOOKS {
+            assert!(Instant::now() < deadline, "a worker should wait at the port, and does not");
+            let stat = format!("/proc/self/task/{}/stat", self.0);
+            let stat = std::fs::read_to_string(stat).unwrap();
+            let state = stat.rsplit(") ").next().unwrap();
+            if state.starts_with('S') {
+                asleep += 1;
+            }
+            // Looks that are too close together could all fall into one short wait for a lock.
+            thread::sleep(Duration::from_micros(500));
         }
-        // Looks that are too close together could all fall into one short wait for a lock.
-        thread::sleep(Duration::from_micros(500));
     }
 }
 
