@@ -40,7 +40,7 @@ fn use_a_port(ports: &Ports, order: usize) {
     let address = listener.local_addr().unwrap();
     let listener = port.associate(listener, 1).unwrap();
     let datagram = port.associate(UdpSocket::bind("127.0.0.1:0").unwrap(), 2).unwrap();
-    let file = port.associate(tempfile::tempfile().unwrap(), 3).unwrap();
+    let file = port.associate(temporary_file(), 3).unwrap();
 
     let mut clients = Vec::new();
     let mut streams = Vec::new();
@@ -141,7 +141,7 @@ fn open_and_drop(port: &CompletionPort, count: usize) {
         if number % 3 == 1 {
             assert!(dequeue(port).error().is_some());
         }
-        let file = tempfile::tempfile().unwrap();
+        let file = temporary_file();
         drop(port.associate(file, number).unwrap());
     }
 }

@@ -20,7 +20,7 @@ const DENIED: ErrorKind = ErrorKind::PermissionDenied;
 
 /// A file with these contents, associated under key 1, and another handle to look at it.
 fn associated(port: &CompletionPort, contents: &[u8]) -> (AssociatedFile, File) {
-    let mut file = tempfile::tempfile().unwrap();
+    let mut file = temporary_file();
     file.write_all(contents).unwrap();
     let view = file.try_clone().unwrap();
     (port.associate(file, 1).unwrap(), view)

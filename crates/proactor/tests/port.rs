@@ -564,6 +564,7 @@ on_each_backend! {
 
     /// Rule 33: what a thread's I/O has finished before it posts is queued before.
     fn rule_33_io_that_finished_before_a_post_comes_before_it(ports: &Ports) {
+        skip_under_wine!(33, "its server finishes I/O later than it happens");
         let port = ports.open(1);
         let (stream, mut peer) = tcp_pair();
         let stream = port.associate(stream, 1).unwrap();
@@ -817,7 +818,8 @@ fn a_backend_is_chosen_by_name() {
 #[test]
 fn a_port_opens_without_any_choice() {
     let port = CompletionPort::new(0).unwrap();
-    assert!(["io_uring", "epoll"].contains(&port.backend().name()));
+    let names: &[&str] = if cfg!(windows) { &["iocp"] } else { &["io_uring", "epoll"] };
+    assert!(names.contains(&port.backend().name()));
     assert!(!port.backend().to_string().is_empty());
     let mut byte = [0];
     let (stream, mut peer) = tcp_pair();

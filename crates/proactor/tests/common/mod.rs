@@ -414,6 +414,14 @@ impl Drop for DropToken {
     }
 }
 
+/// A file without a name that anybody could find, for reading and writing.
+pub fn temporary_file() -> std::fs::File {
+    #[cfg(unix)]
+    return tempfile::tempfile().unwrap();
+    #[cfg(windows)]
+    return windows::temporary_file();
+}
+
 /// How many descriptors, on Windows handles, the process has open.
 pub fn descriptor_count() -> usize {
     #[cfg(target_os = "linux")]

@@ -1,11 +1,15 @@
 //! What the tests ask Windows, or Wine, for.
 
 use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::os::windows::fs::OpenOptionsExt;
 use std::os::windows::io::{AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::FILETIME;
+use windows_sys::Win32::Storage::FileSystem::FILE_FLAG_DELETE_ON_CLOSE;
 use windows_sys::Win32::System::Diagnostics::ToolHelp::{
     CreateToolhelp32Snapshot, TH32CS_SNAPTHREAD, THREADENTRY32, Thread32First, Thread32Next,
 };
@@ -29,6 +33,17 @@ pub fn wine_version() -> Option<&'static str> {
         let function: extern "C" fn() -> *const std::ffi::c_char = std::mem::transmute(function);
         CStr::from_ptr(function()).to_str().ok()
     }
+}
+
+/// A file that goes when it is closed, and that can be opened again: the port needs that of a
+/// file which was not opened for overlapped I/O.
+pub fn temporary_file() -> File {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("proactor-test-{}-{number}", std::process::id());
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).custom_flags(FILE_FLAG_DELETE_ON_CLOSE);
+    options.open(std::env::temp_dir().join(name)).unwrap()
 }
 
 /// How many handles the process has open.

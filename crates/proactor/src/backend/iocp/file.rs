@@ -9,8 +9,7 @@ use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::windows::io::{AsRawHandle, OwnedHandle};
-use std::ptr::null;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use socket2::SockRef;
 use windows_sys::Win32::Foundation::{ERROR_INVALID_PARAMETER, HANDLE};
@@ -46,9 +45,10 @@ impl OverlappedFile {
 
     /// Associates a file. One that was not opened for overlapped I/O cannot be (rule 7), so the
     /// same file is opened again, with the same access.
-    pub(crate) fn associate(file: File, queue: &Queue, skips: bool) -> Result<Self, (Code, File)> {
+    pub(crate) fn associate(file: File, queue: &Queue, skips: bool) -> Result<Self, (Error, File)> {
+        let error_of = |code| code::error_of(OperationKind::Associate, code);
         if !syscall::is_disk_file(file.as_raw_handle()) {
-            return Err((ERROR_INVALID_PARAMETER as Code, file));
+            return Err((error_of(ERROR_INVALID_PARAMETER as Code), file));
         }
         let mut opened = Self { original: file, reopened: None };
         let mut outcome = queue.associate(opened.handle());
@@ -60,9 +60,19 @@ impl OverlappedFile {
         }
         match outcome.and_then(|()| syscall::set_notification_modes(opened.handle(), skips)) {
             Ok(()) => Ok(opened),
-            Err(code) => Err((code, opened.original)),
+            Err(code) => Err((error_of(code).with_cause(reopen_cause()), opened.original)),
         }
     }
+}
+
+/// What to do about a file that could not be opened again.
+fn reopen_cause() -> &'static String {
+    static CAUSE: OnceLock<String> = OnceLock::new();
+    CAUSE.get_or_init(|| {
+        "the file was not opened for overlapped I/O (FILE_FLAG_OVERLAPPED) and could not be \
+         opened again (its share mode has to allow that)"
+            .to_owned()
+    })
 }
 
 pub(crate) struct FileSource {
@@ -233,10 +243,8 @@ impl Owner for FileSource {
     fn abandon(&self) {
         let mut state = self.lock();
         state.ended = true;
-        if let Some(file) = &state.file
-            && state.pending.len() > 0
-        {
-            syscall::cancel(file.handle(), null());
+        if let Some(file) = &state.file {
+            cancel_pending(file, &state.pending);
         }
     }
 }
@@ -285,7 +293,12 @@ impl BackendSource for FileSource {
         let state = self.lock();
         let Some(file) = &state.file else { return 0 };
         // SAFETY: they are in the table, and the lock is held.
-        state.pending.iter().filter(|&flight| unsafe { cancel_flight(file, flight) }).count()
+        state
+            .pending
+            .in_order()
+            .iter()
+            .filter(|&&flight| unsafe { cancel_flight(file, flight) })
+            .count()
     }
 
     fn shutdown(&self, _how: Shutdown) -> Result<(), Error> {
@@ -297,14 +310,19 @@ impl BackendSource for FileSource {
             let mut state = self.lock();
             state.ended = true;
             let file = state.file.take();
-            if let Some(file) = &file
-                && state.pending.len() > 0
-            {
-                syscall::cancel(file.handle(), null());
+            if let Some(file) = &file {
+                cancel_pending(file, &state.pending);
             }
             file
         };
         drop(file);
+    }
+}
+
+/// The source ends: cancels what the kernel has, the oldest first.
+fn cancel_pending(file: &OverlappedFile, pending: &Pending) {
+    for flight in pending.in_order() {
+        syscall::cancel(file.handle(), flight.overlapped());
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Native {
     ready: Option<Ready>,
     /// Its place in its source's table of what is pending.
     slot: u32,
+    /// Its place in the order of its source's calls.
+    order: u64,
     /// It was done at once, with so many bytes, and its source queued the packet.
     at_once: Option<u32>,
     /// A send that is known to be done, though its packet is still queued.
@@ -271,16 +273,19 @@ pub(crate) struct Manner {
 pub(crate) struct Pending {
     flights: Vec<Option<Flight>>,
     free: Vec<u32>,
+    next_order: u64,
 }
 
 impl Pending {
-    /// How many.
-    pub(crate) fn len(&self) -> usize {
-        self.flights.len() - self.free.len()
+    /// All of them, in the order in which they were given to the kernel.
+    pub(crate) fn in_order(&self) -> Vec<Flight> {
+        let mut flights: Vec<Flight> = self.iter().collect();
+        // SAFETY: what is in the table has not landed, and the order does not change in flight.
+        flights.sort_unstable_by_key(|flight| unsafe { (*flight.0.as_ptr()).native.order });
+        flights
     }
 
-    /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Flight> + '_ {
+    fn iter(&self) -> impl Iterator<Item = Flight> + '_ {
         self.flights.iter().flatten().copied()
     }
 
@@ -307,6 +312,8 @@ impl Pending {
         native.overlapped = OVERLAPPED::default();
         native.owner = Some(owner);
         native.slot = slot;
+        native.order = self.next_order;
+        self.next_order += 1;
         native.at_once = None;
         native.settled = false;
         native.goes_on = manner.goes_on;

@@ -240,10 +240,7 @@ impl Port {
                 self.remember(id, &source);
                 Ok(source)
             }
-            Err((code, file)) => {
-                let error = code::error_of(OperationKind::Associate, code);
-                Err((error, RawSource::File(file)))
-            }
+            Err((error, file)) => Err((error, RawSource::File(file))),
         }
     }
 }

@@ -10,7 +10,6 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::windows::io::{AsRawSocket, BorrowedSocket};
-use std::ptr::null;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use socket2::SockRef;
@@ -167,11 +166,21 @@ impl Socket {
             self.finish_waiting(&state.role, operation, bytes, error);
             count += 1;
         }
-        for flight in state.pending.iter() {
+        for flight in state.pending.in_order() {
             // SAFETY: it is in the table, and the lock is held.
             count += usize::from(unsafe { self.cancel_flight(flight) });
         }
         count
+    }
+
+    /// The source ends: cancels what the kernel has, the oldest first. (All at once, in no order
+    /// that is promised, is what `CancelIoEx` without an operation does.)
+    fn cancel_pending(&self, state: &State) {
+        if state.socket.is_some() {
+            for flight in state.pending.in_order() {
+                syscall::cancel(syscall::handle_of(self.raw), flight.overlapped());
+            }
+        }
     }
 
     /// Cancels one operation that the kernel has, or had just now.
@@ -264,9 +273,7 @@ impl Owner for Socket {
         let waiting = {
             let mut state = self.lock();
             state.ended = true;
-            if state.socket.is_some() && state.pending.len() > 0 {
-                syscall::cancel(syscall::handle_of(self.raw), null());
-            }
+            self.cancel_pending(&state);
             state.role.take_waiting()
         };
         drop(waiting);
@@ -380,13 +387,9 @@ impl BackendSource for Socket {
                     self.finish_waiting(&state.role, operation, bytes, error);
                 }
             }
-            let socket = state.socket.take();
-            if socket.is_some() && state.pending.len() > 0 {
-                // Closing ends them, too, but not the operations of a duplicate (rule 10), and
-                // under Wine not every send (rule 90).
-                syscall::cancel(syscall::handle_of(self.raw), null());
-            }
-            socket
+            // Closing ends them, too, but in no order, and not with a duplicate open (rule 10).
+            self.cancel_pending(&state);
+            state.socket.take()
         };
         drop(socket);
     }

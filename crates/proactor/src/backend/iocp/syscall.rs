@@ -17,12 +17,12 @@ use windows_sys::Win32::Foundation::{
     RtlNtStatusToDosError, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::Networking::WinSock::{
-    GetAcceptExSockaddrs, LPFN_ACCEPTEX, LPFN_CONNECTEX, SIO_GET_EXTENSION_FUNCTION_POINTER,
+    LPFN_ACCEPTEX, LPFN_CONNECTEX, LPFN_GETACCEPTEXSOCKADDRS, SIO_GET_EXTENSION_FUNCTION_POINTER,
     SIO_UDP_CONNRESET, SO_ACCEPTCONN, SO_MAX_MSG_SIZE, SO_PROTOCOL_INFOW, SO_UPDATE_ACCEPT_CONTEXT,
     SO_UPDATE_CONNECT_CONTEXT, SOCKADDR, SOCKADDR_STORAGE, SOCKET, SOCKET_ERROR, SOL_SOCKET,
     WSA_IO_PENDING, WSABUF, WSAEOPNOTSUPP, WSAGetLastError, WSAID_ACCEPTEX, WSAID_CONNECTEX,
-    WSAIoctl, WSAPROTOCOL_INFOW, WSARecv, WSARecvFrom, WSASend, WSASendTo, getsockopt,
-    recv as winsock_recv, setsockopt,
+    WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSARecv, WSARecvFrom, WSASend,
+    WSASendTo, getsockopt, recv as winsock_recv, setsockopt,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     FILE_FLAG_OVERLAPPED, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE, FILE_TYPE_DISK,
@@ -280,6 +280,28 @@ unsafe fn extension<F: Copy>(socket: SOCKET, id: &windows_sys::core::GUID) -> Re
     Ok(unsafe { function.assume_init() })
 }
 
+/// The extension functions for accepting.
+struct AcceptFunctions {
+    accept: LPFN_ACCEPTEX,
+    addresses: LPFN_GETACCEPTEXSOCKADDRS,
+}
+
+static ACCEPT_FUNCTIONS: OnceLock<AcceptFunctions> = OnceLock::new();
+
+fn accept_functions(listener: SOCKET) -> Result<&'static AcceptFunctions, Code> {
+    if let Some(functions) = ACCEPT_FUNCTIONS.get() {
+        return Ok(functions);
+    }
+    // SAFETY: the types are those of the functions that the ids name.
+    let functions = unsafe {
+        AcceptFunctions {
+            accept: extension(listener, &WSAID_ACCEPTEX)?,
+            addresses: extension(listener, &WSAID_GETACCEPTEXSOCKADDRS)?,
+        }
+    };
+    Ok(ACCEPT_FUNCTIONS.get_or_init(|| functions))
+}
+
 /// Starts to accept a connection into `accepted`.
 ///
 /// # Safety
@@ -291,16 +313,7 @@ pub(crate) unsafe fn accept(
     output: *mut u8,
     overlapped: *mut OVERLAPPED,
 ) -> Result<Issued, Code> {
-    static FUNCTION: OnceLock<LPFN_ACCEPTEX> = OnceLock::new();
-    let function = match FUNCTION.get() {
-        Some(function) => *function,
-        None => {
-            // SAFETY: the type is that of AcceptEx.
-            let function = unsafe { extension(listener, &WSAID_ACCEPTEX) }?;
-            *FUNCTION.get_or_init(|| function)
-        }
-    };
-    let Some(function) = function else { return Err(WSAEOPNOTSUPP) };
+    let Some(function) = accept_functions(listener)?.accept else { return Err(WSAEOPNOTSUPP) };
     let mut bytes = 0;
     let length = ACCEPT_ADDRESS_BYTES as u32;
     // SAFETY: as the caller promises.
@@ -312,12 +325,13 @@ pub(crate) unsafe fn accept(
 
 /// Where an accepted connection comes from, by what `AcceptEx` has written.
 pub(crate) fn peer_of_accept(output: &[u8; 2 * ACCEPT_ADDRESS_BYTES]) -> Option<SocketAddr> {
+    let function = ACCEPT_FUNCTIONS.get()?.addresses?;
     let (mut local, mut peer) = (null_mut(), null_mut());
     let (mut local_bytes, mut peer_bytes) = (0, 0);
     let length = ACCEPT_ADDRESS_BYTES as u32;
     // SAFETY: the lengths are those that AcceptEx was called with; the results point into `output`.
     unsafe {
-        GetAcceptExSockaddrs(
+        function(
             output.as_ptr().cast(),
             0,
             length,
