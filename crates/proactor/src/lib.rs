@@ -6,8 +6,14 @@
 //! port, and whichever worker thread is free [dequeues](CompletionPort::dequeue) it. Few threads
 //! serve many long sessions, and a handler that blocks does not hold up the others.
 //!
-//! Windows has this in its kernel; here it works the same on Linux, on io_uring, and on epoll
-//! where io_uring is not to be had.
+//! Windows has this in its kernel, and there it is used; here it works the same on Linux, on
+//! io_uring, and on epoll where io_uring is not to be had.
+//!
+//! # Portability
+//! The API is the same on Linux and on Windows. Only on Unix are there Unix sockets
+//! (`StreamSocket::for_unix`, `StreamSocket::connect_unix`, `Accepted::into_unix_stream`, and
+//! association of `UnixStream` and `UnixListener`). What else differs is in `docs/semantics.md`,
+//! rule by rule. The Windows port was run under Wine so far, not on Windows itself.
 //!
 //! ```
 //! use std::net::{TcpListener, TcpStream};

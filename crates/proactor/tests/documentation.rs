@@ -1,5 +1,6 @@
 //! `docs/semantics.md` and the tests agree: every test that it names is there, every test that
-//! names a rule is in it, and it has all rules.
+//! names a rule is in it, it has all rules, with what each backend does, and it lists the tests
+//! that are skipped under Wine.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -71,4 +72,69 @@ fn the_document_has_all_rules() {
         let rows = document.lines().filter(|line| line.starts_with(&start)).count();
         assert_eq!(rows, 1, "rows of rule {rule}");
     }
+}
+
+/// Every rule that a program can meet says what each backend does with it.
+#[test]
+fn each_rule_says_what_each_backend_does() {
+    const COLUMNS: &str =
+        "| rule | what it says | tag | on Linux, both backends | on Windows | tests |";
+    let document = semantics();
+    let mut rows = 0;
+    let mut in_table = false;
+    for line in document.lines() {
+        in_table = line.starts_with("| ") && (in_table || line == COLUMNS)
+            || in_table && line.starts_with("|---");
+        if !in_table || line == COLUMNS || line.starts_with("|---") {
+            continue;
+        }
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 6, "{line}");
+        assert!(cells.iter().all(|cell| !cell.is_empty()), "an empty cell: {line}");
+        rows += 1;
+    }
+    // The rules of completion routines (A15) have a table of their own.
+    assert_eq!(rows, RULES - (138 - 126 + 1));
+}
+
+/// The tests that are skipped under Wine, as `rule N` and `file::function`.
+fn skipped_under_wine() -> BTreeSet<(String, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut skipped = BTreeSet::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let file = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let mut function = String::new();
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let line = line.trim_start();
+            if let Some(rest) = line.strip_prefix("fn ") {
+                function = rest.split('(').next().unwrap().to_owned();
+            } else if let Some(rest) = line.strip_prefix("skip_under_wine!(") {
+                let rule = rest.split(',').next().unwrap();
+                skipped.insert((format!("rule {rule}"), format!("{file}::{function}")));
+            }
+        }
+    }
+    skipped
+}
+
+/// The list of what Wine does not keep is that of the tests.
+#[test]
+fn the_document_lists_what_is_skipped_under_wine() {
+    let document = semantics();
+    let listed: BTreeSet<(String, String)> = document
+        .lines()
+        .filter(|line| line.starts_with("| rule ") && !line.starts_with("| rule |"))
+        .flat_map(|line| {
+            let rule = line.trim_matches('|').split(" | ").next().unwrap().trim().to_owned();
+            let tests = line.split('`').skip(1).step_by(2).filter(|code| code.contains("::"));
+            tests.map(move |test| (rule.clone(), test.to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    let skipped = skipped_under_wine();
+    assert!(!skipped.is_empty(), "no test is found that is skipped");
+    assert_eq!(listed, skipped);
 }

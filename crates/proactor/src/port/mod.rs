@@ -45,9 +45,11 @@ pub struct CompletionPort {
 pub struct PortCounters {
     /// Packets handed to threads that dequeued.
     pub dequeued_packets: u64,
-    /// System calls that waited for or submitted I/O in a batch (`io_uring_enter`, `epoll_wait`).
+    /// System calls that waited for or submitted I/O in a batch (`io_uring_enter`, `epoll_wait`,
+    /// `GetQueuedCompletionStatusEx`).
     pub wait_calls: u64,
-    /// Packets or ready sockets taken over from a thread that was stuck in its handler.
+    /// Packets or ready sockets taken over from a thread that was stuck in its handler. This and
+    /// the next two are 0 on Windows, whose kernel does these things and does not count them.
     pub rescues: u64,
     /// Times a thread gave up its slot: found blocked in its handler, in a
     /// [`blocking`](CompletionPort::blocking) section, or gone to another port.
@@ -62,9 +64,10 @@ impl CompletionPort {
     /// Creates a port on which at most `concurrency` threads handle packets at once; 0 means one
     /// per processor (rule 2).
     ///
-    /// The backend is io_uring where the kernel offers what it needs, else epoll; see
-    /// [`backend`](Self::backend) for which and why, and [`Builder`] for more choices. The
-    /// variable `PROACTOR_BACKEND` (`io_uring` or `epoll`) forces one.
+    /// On Linux the backend is io_uring where the kernel offers what it needs, else epoll; on
+    /// Windows it is the kernel's own port. See [`backend`](Self::backend) for which and why, and
+    /// [`Builder`] for more choices. The variable `PROACTOR_BACKEND` (`io_uring`, `epoll` or
+    /// `iocp`) forces one.
     ///
     /// # Errors
     /// Where a forced backend is not to be had, or the system has no descriptor left.
@@ -110,6 +113,10 @@ impl CompletionPort {
     /// has read ahead for a stream are seen by `recv` only, not by plain reads on a duplicate of
     /// the descriptor made elsewhere, and closing the handle may end the connection for such a
     /// duplicate too.
+    ///
+    /// On Windows a file that was not opened with `FILE_FLAG_OVERLAPPED` is opened again for
+    /// overlapped I/O, with the access that it has (`ReOpenFile`): its share mode has to allow that,
+    /// as the standard library's default does.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the socket is associated already
@@ -217,6 +224,8 @@ impl CompletionPort {
     /// millisecond, where a thread is idle to look.
     ///
     /// On return the thread counts again, even where that exceeds the limit for a while (rule 41).
+    /// On Windows the kernel sees for itself when a thread blocks, at once, and this adds nothing
+    /// to that: a section that computes and never blocks keeps the slot there.
     /// On a thread that is not handling a packet of this port it just runs `section`.
     pub fn blocking<R>(&self, section: impl FnOnce() -> R) -> R {
         struct Guard<'a>(&'a dyn Backend, bool);

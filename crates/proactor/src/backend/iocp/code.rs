@@ -17,7 +17,7 @@ const KINDS: &[(ErrorKind, &[i32], &[u32])] = &[
     (ErrorKind::Cancelled, &[], &[win32::ERROR_OPERATION_ABORTED]),
     (
         ErrorKind::ConnectionReset,
-        &[winsock::WSAECONNRESET, winsock::WSAENETRESET, winsock::WSAEDISCON],
+        &[winsock::WSAECONNRESET, winsock::WSAENETRESET],
         &[win32::ERROR_NETNAME_DELETED],
     ),
     (
@@ -110,7 +110,7 @@ const KINDS: &[(ErrorKind, &[i32], &[u32])] = &[
     ),
     (
         ErrorKind::Unsupported,
-        &[winsock::WSAEOPNOTSUPP, winsock::WSASYSNOTREADY],
+        &[winsock::WSAEOPNOTSUPP],
         &[
             win32::ERROR_NOT_SUPPORTED,
             win32::ERROR_INVALID_FUNCTION,

@@ -194,6 +194,7 @@ impl Port {
         &self,
         socket: &socket2::Socket,
         is_datagram: bool,
+        is_stream: bool,
     ) -> Result<(i32, bool), Error> {
         let error = |code| code::error_of(OperationKind::Associate, code);
         if self.queue.is_closed() {
@@ -212,10 +213,11 @@ impl Port {
             && !is_datagram
             && protocol.dwServiceFlags1 & XP1_IFS_HANDLES != 0;
         syscall::set_notification_modes(handle, skips).map_err(error)?;
-        // Overlapped operations do not care (rule 63), and reading what is there must not wait.
-        socket
-            .set_nonblocking(true)
-            .map_err(|error| code::error_from_io(OperationKind::Associate, &error))?;
+        if is_stream {
+            // Overlapped operations do not care (rule 63), and reading what is there must not wait.
+            let result = socket.set_nonblocking(true);
+            result.map_err(|error| code::error_from_io(OperationKind::Associate, &error))?;
+        }
         if is_datagram && socket.peer_addr().is_err() {
             // What a host says about one peer must not fail the receives from all (rule 116).
             let _ = syscall::set_report_unreachable(syscall::raw(socket), false);
@@ -271,6 +273,7 @@ impl Backend for Port {
         type Restore = fn(socket2::Socket) -> RawSource;
         let was_connected = matches!(source, RawSource::Connected(_));
         let is_datagram = matches!(source, RawSource::Datagram(_));
+        let is_stream = matches!(source, RawSource::Stream(_) | RawSource::Connected(_));
         let (socket, restore): (_, Restore) = match source {
             RawSource::Stream(socket) => (socket, RawSource::Stream),
             RawSource::Connected(socket) => (socket, RawSource::Connected),
@@ -278,7 +281,7 @@ impl Backend for Port {
             RawSource::Datagram(socket) => (socket, RawSource::Datagram),
             RawSource::File(file) => return self.associate_file(file, key),
         };
-        match self.associate_socket(&socket, is_datagram) {
+        match self.associate_socket(&socket, is_datagram, is_stream) {
             Err(error) => Err((error, restore(socket))),
             Ok((family, skips)) => {
                 let probe = restore(socket);
@@ -307,11 +310,17 @@ impl Backend for Port {
     ) -> Result<usize, DequeueError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut left = timeout;
-        let mut entries = [OVERLAPPED_ENTRY::default(); BATCH];
-        let room = completions.len().min(BATCH);
+        let (mut one, mut many);
+        let entries: &mut [OVERLAPPED_ENTRY] = if completions.len() == 1 {
+            one = [OVERLAPPED_ENTRY::default(); 1];
+            &mut one
+        } else {
+            many = [OVERLAPPED_ENTRY::default(); BATCH];
+            &mut many[..completions.len().min(BATCH)]
+        };
         loop {
             self.wait_calls.fetch_add(1, Ordering::Relaxed);
-            let waited = self.queue.wait(&mut entries[..room], left.map(wait_ms));
+            let waited = self.queue.wait(entries, left.map(wait_ms));
             let count = match waited {
                 None => return Err(DequeueError::Closed),
                 Some(Ok(count)) => count,
