@@ -810,8 +810,26 @@ fn a_backend_is_chosen_by_name() {
     assert_eq!(BackendChoice::from_name("auto"), Ok(BackendChoice::Automatic));
     assert_eq!(BackendChoice::from_name("io_uring"), Ok(BackendChoice::IoUring));
     assert_eq!(BackendChoice::from_name("epoll"), Ok(BackendChoice::Epoll));
+    assert_eq!(BackendChoice::from_name("iocp"), Ok(BackendChoice::Iocp));
     let error = BackendChoice::from_name("kqueue").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// Every name is known on every system; the refusal of another system's backend says what it is.
+#[test]
+fn a_backend_of_another_system_is_refused_with_its_cause() {
+    let (others, system): (&[BackendChoice], &str) = if cfg!(windows) {
+        (&[BackendChoice::IoUring, BackendChoice::Epoll], "Linux")
+    } else {
+        (&[BackendChoice::Iocp], "Windows")
+    };
+    for &other in others {
+        let refused = CompletionPort::builder().backend(other).build().unwrap_err();
+        for error in [proactor::probe(other).unwrap_err(), refused] {
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(system), "{error}");
+        }
+    }
 }
 
 /// A port without any choice opens, on whatever this machine has.

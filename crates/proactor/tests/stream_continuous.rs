@@ -424,6 +424,35 @@ on_each_backend! {
         refused(stream.recv_continuous(operation), ErrorKind::ShutDown);
     }
 
+    /// A connection on which there is always something to receive does not starve another one.
+    fn endless_bytes_on_one_connection_do_not_starve_another(ports: &Ports) {
+        const ROUNDS: usize = 20;
+        let port = ports.builder().concurrency(1).receive_buffer_bytes(1024).build().unwrap();
+        let (flooded, mut flooding_peer) = associated(&port);
+        let (quiet, mut quiet_peer) = tcp_pair();
+        let quiet = port.associate(quiet, 2).unwrap();
+        flooded.recv_continuous(Operation::new()).unwrap();
+        quiet.recv_continuous(Operation::new()).unwrap();
+        let (tell, stopped) = std::sync::mpsc::channel::<()>();
+        let flood = thread::spawn(move || {
+            // Ends with the connection, too: the write fails then.
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty)
+                && flooding_peer.write_all(&[0; 64 * 1024]).is_ok()
+            {}
+        });
+        for _ in 0..ROUNDS {
+            let mut between = 0;
+            quiet_peer.write_all(b"x").unwrap();
+            while dequeue_within(&port, KIND).key() != 2 {
+                between += 1;
+                assert!(between < 100_000, "the other connection gets no turn");
+            }
+        }
+        drop(tell);
+        drop(flooded);
+        flood.join().unwrap();
+    }
+
     /// Hundreds of connections, a few bytes each, round after round: nothing is mixed up.
     fn many_connections_keep_their_bytes_apart(ports: &Ports) {
         const CONNECTIONS: usize = 200;
