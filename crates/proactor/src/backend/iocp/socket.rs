@@ -170,6 +170,7 @@ impl Socket {
             // SAFETY: it is in the table, and the lock is held.
             count += usize::from(unsafe { self.cancel_flight(flight) });
         }
+        self.pump(state);
         count
     }
 
@@ -344,6 +345,8 @@ impl BackendSource for Socket {
             let bytes = operation.inner.done_bytes;
             let error = Error::new(operation.kind(), ErrorKind::Cancelled);
             self.finish_waiting(&state.role, operation, bytes, error);
+            // What waited behind it, the end of the stream included, may go now.
+            self.pump(&mut state);
             return true;
         }
         match state.pending.find(id) {

@@ -183,7 +183,7 @@ impl Socket {
     }
 
     /// Goes on with the sends that wait here, as far as that can be.
-    fn pump(&self, state: &mut State) {
+    pub(crate) fn pump(&self, state: &mut State) {
         if state.ended {
             return;
         }
