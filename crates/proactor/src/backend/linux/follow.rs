@@ -89,7 +89,6 @@ fn has_idle_follower<D: Driver>(
 mod tests {
     use std::time::Duration;
 
-    use super::*;
     use crate::backend::epoll::EpollDriver;
     use crate::backend::linux::central::{Central, Sink};
     use crate::backend::linux::poller::Poller;
