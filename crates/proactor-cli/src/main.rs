@@ -4,6 +4,7 @@
 mod doctor;
 mod echo;
 mod failure;
+mod interrupt;
 mod load;
 
 use std::io;

@@ -1,9 +1,13 @@
 //! What the library finds when it probes this machine.
 
-use proactor::{BackendChoice, BackendDescription, Capability, probe};
+use proactor::{BackendChoice, BackendDescription, Capability, Error, probe};
 use serde::Serialize;
 
-const IO_URING: &str = "io_uring";
+/// The backends of this system, the best first.
+#[cfg(not(windows))]
+const NAMES: [&str; 2] = ["io_uring", "epoll"];
+#[cfg(windows)]
+const NAMES: [&str; 1] = ["iocp"];
 
 /// The backends, and the one that a port would use.
 #[derive(Debug, Serialize)]
@@ -39,35 +43,39 @@ impl Backends {
     /// Asks the library.
     pub(crate) fn probe() -> Self {
         let automatic = probe(BackendChoice::Automatic);
-        // An automatic choice says at length why it is not io_uring.
-        let io_uring = match &automatic {
-            Ok(description) if description.name() == IO_URING => BackendState::works(description),
-            Ok(description) => BackendState::refused(IO_URING, description.degraded.as_deref()),
-            Err(error) => BackendState::refused(IO_URING, Some(&error.to_string())),
-        };
-        let epoll = match probe(BackendChoice::Epoll) {
-            Ok(description) => BackendState::works(&description),
-            Err(error) => BackendState::refused("epoll", Some(&error.to_string())),
-        };
+        let backends = NAMES.iter().map(|&name| BackendState::probe(name, &automatic)).collect();
         let (would_use, refusal) = match automatic {
             Ok(description) => (Some(description.name()), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Self {
-            would_use,
-            refusal,
-            forced_by_environment: std::env::var("PROACTOR_BACKEND").ok(),
-            backends: vec![io_uring, epoll],
-        }
+        let forced_by_environment = std::env::var("PROACTOR_BACKEND").ok();
+        Self { would_use, refusal, forced_by_environment, backends }
     }
 
     /// The state of one backend.
+    #[cfg(not(windows))]
     pub(crate) fn named(&self, name: &str) -> Option<&BackendState> {
         self.backends.iter().find(|backend| backend.name == name)
     }
 }
 
 impl BackendState {
+    fn probe(name: &'static str, automatic: &Result<BackendDescription, Error>) -> Self {
+        // An automatic choice says at length why it is not the better one.
+        if let Ok(description) = automatic {
+            if description.name() == name {
+                return Self::works(description);
+            }
+            if name == NAMES[0] {
+                return Self::refused(name, description.degraded.as_deref());
+            }
+        }
+        match BackendChoice::from_name(name).and_then(probe) {
+            Ok(description) => Self::works(&description),
+            Err(error) => Self::refused(name, Some(&error.to_string())),
+        }
+    }
+
     fn works(description: &BackendDescription) -> Self {
         let features = description.capabilities.iter().map(Feature::from).collect();
         Self { name: description.name(), refusal: None, features }

@@ -1,9 +1,8 @@
-//! What each fact means for a server, and what would change it.
-
-use serde::Serialize;
+//! What each fact about Linux means for a server, and what would change it.
 
 use super::backends::Backends;
 use super::facts::{BufferSizes, Facts};
+use super::finding::{Finding, PERMISSION, bytes_text};
 
 /// Connects that come in a burst and are not dropped (a backlog of 1,024 drops one of 10,000).
 const GOOD_BACKLOG: u64 = 4096;
@@ -20,52 +19,6 @@ const GOOD_LOCKED_BYTES: u64 = 8 << 20;
 /// Threads of a server with spare workers.
 const GOOD_TASKS: u64 = 64;
 
-/// The section of what can refuse io_uring.
-pub(crate) const PERMISSION: &str = "Permission for io_uring";
-
-/// How good a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
-    /// Nothing to be done.
-    Good,
-    /// It works, and could work better.
-    Limited,
-    /// Could not be read, and nothing follows from it.
-    Unknown,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Finding {
-    pub(crate) section: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) verdict: Verdict,
-    pub(crate) value: String,
-    /// What to change for more; one line.
-    pub(crate) advice: Option<String>,
-}
-
-impl Finding {
-    fn new(section: &'static str, name: &'static str, value: impl Into<String>) -> Self {
-        Self { section, name, verdict: Verdict::Good, value: value.into(), advice: None }
-    }
-
-    /// Where `wanting` holds, the finding is a limit, with this advice.
-    fn limited_if(mut self, wanting: bool, advice: impl Into<String>) -> Self {
-        if wanting {
-            self.verdict = Verdict::Limited;
-            self.advice = Some(advice.into());
-        }
-        self
-    }
-
-    fn unknown(section: &'static str, name: &'static str) -> Self {
-        let verdict = Verdict::Unknown;
-        Self { section, name, verdict, value: "cannot be read here".into(), advice: None }
-    }
-}
-
 /// Judges everything, in the order in which it is shown.
 pub(crate) fn judge(facts: &Facts, backends: &Backends) -> Vec<Finding> {
     let mut findings = machine(facts);
@@ -77,10 +30,7 @@ pub(crate) fn judge(facts: &Facts, backends: &Backends) -> Vec<Finding> {
 
 fn machine(facts: &Facts) -> Vec<Finding> {
     const SECTION: &str = "Machine";
-    let named = |name, value: Option<String>| match value {
-        Some(value) => Finding::new(SECTION, name, value),
-        None => Finding::unknown(SECTION, name),
-    };
+    let named = |name, value: Option<String>| Finding::named(SECTION, name, value);
     let processors = facts.processors.unwrap_or(1);
     let quota = facts.cgroup.processors;
     let tasks = facts.cgroup.tasks;
@@ -252,16 +202,6 @@ fn bytes_limit(limit: Option<u64>) -> String {
     limit.map_or_else(|| "none".to_owned(), bytes_text)
 }
 
-/// A size in the largest unit that leaves at least one digit before the point.
-fn bytes_text(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match UNITS.iter().find(|(_, size)| bytes >= *size) {
-        None => format!("{bytes} B"),
-        Some((unit, size)) if bytes.is_multiple_of(*size) => format!("{} {unit}", bytes / size),
-        Some((unit, size)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::backends::BackendState;
@@ -343,13 +283,5 @@ mod tests {
         for line in advice {
             assert!(line.len() <= 76 && !line.contains('\n'), "{line}");
         }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(bytes_text(512), "512 B");
-        assert_eq!(bytes_text(4096), "4 KiB");
-        assert_eq!(bytes_text(6_291_456), "6 MiB");
-        assert_eq!(bytes_text(1_610_612_736), "1.5 GiB");
     }
 }

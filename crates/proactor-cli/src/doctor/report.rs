@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::backends::{BackendState, Backends};
-use super::judge::{Finding, PERMISSION, Verdict};
+use super::finding::{Finding, PERMISSION, Verdict};
 
 const COLUMNS: usize = 80;
 /// The mark before a name, and where the text behind the name begins.
@@ -174,8 +174,6 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::backends::Feature;
-    use super::super::facts::Facts;
-    use super::super::judge::judge;
     use super::*;
 
     fn report(would_use: Option<&'static str>) -> Report {
@@ -196,7 +194,12 @@ mod tests {
                 }],
             }],
         };
-        let findings = judge(&Facts::default(), &backends);
+        let long = "words enough to fill more than one line of the table, so that it goes on below";
+        let findings = vec![
+            Finding::new("Machine", "processors", "2, so concurrency 0 means 2"),
+            Finding::new("Machine", "memory", long).limited_if(true, "buy more"),
+            Finding::unknown("Network", "somaxconn"),
+        ];
         Report::new(backends, findings)
     }
 
@@ -223,6 +226,7 @@ mod tests {
         assert_eq!(json["can_run"], true);
         assert_eq!(json["would_use"], "epoll");
         assert_eq!(json["backends"][0]["features"][0]["available"], false);
-        assert!(json["findings"].as_array().unwrap().len() > 10);
+        assert_eq!(json["findings"].as_array().unwrap().len(), 3);
+        assert_eq!(json["findings"][2]["verdict"], "unknown");
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct EchoArgs {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_concurrency)]
     pub(crate) concurrency: usize,
 
-    /// What serves the port: auto, io_uring or epoll. [default: PROACTOR_BACKEND, or else auto]
+    /// What serves the port: auto, io_uring, epoll or iocp. [default: PROACTOR_BACKEND, or else auto]
     #[arg(long, value_name = "B", value_parser = parse_backend)]
     pub(crate) backend: Option<BackendChoice>,
 
@@ -52,6 +52,10 @@ pub(crate) struct EchoArgs {
     /// How long a drain may take before sessions are cut off, for example 5s or 500ms.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) drain_timeout: Duration,
+
+    /// Drain and end also when standard input ends, as it does when a parent process closes it.
+    #[arg(long)]
+    pub(crate) until_stdin_ends: bool,
 
     /// Let a chunk that starts with 0xF1 block its handler for 10 ms, and with 0xF2 spin for 10 ms.
     #[arg(long)]
@@ -91,7 +95,7 @@ impl EchoArgs {
 
 fn parse_backend(text: &str) -> Result<BackendChoice, String> {
     BackendChoice::from_name(text)
-        .map_err(|_| format!("'{text}' is no backend: expected auto, io_uring or epoll"))
+        .map_err(|_| format!("'{text}' is no backend: expected auto, io_uring, epoll or iocp"))
 }
 
 fn parse_workers(text: &str) -> Result<usize, String> {

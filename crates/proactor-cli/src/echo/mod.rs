@@ -1,7 +1,8 @@
 //! `proactor echo`: an echo server on the completion port.
 //!
 //! The first line on stdout begins with `listening on ADDRESS`, which `proactor load` reads when it
-//! starts a server of its own. SIGTERM and Ctrl-C end the server; it then prints its totals.
+//! starts a server of its own. SIGTERM, Ctrl-C and, if it is told so, the end of standard input end
+//! the server; it then prints its totals.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -10,7 +11,7 @@
 //! | `accept` | outstanding accepts, limits, the pause when descriptors run out |
 //! | `session`, `order` | one connection, and its packets in order |
 //! | `table`, `kit` | sessions by number; what a worker keeps for reuse |
-//! | `signals`, `totals`, `stall` | the way out, the counts, stalls on purpose |
+//! | `stop`, `totals`, `stall` | the way out, the counts, stalls on purpose |
 
 mod accept;
 mod args;
@@ -20,8 +21,8 @@ mod listen;
 mod order;
 mod server;
 mod session;
-mod signals;
 mod stall;
+mod stop;
 mod table;
 mod totals;
 
@@ -34,8 +35,7 @@ use proactor::{BackendChoice, CompletionPort, DequeueError};
 
 use crate::failure::Failure;
 use listen::Listening;
-use server::{KEY_DRAIN, KEY_LISTENER, Server, Settings};
-use signals::SignalWatch;
+use server::{KEY_LISTENER, Server, Settings};
 use totals::{Tally, Totals};
 
 pub(crate) use args::EchoArgs;
@@ -52,7 +52,8 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
     let (listener, _path) =
         listening.associate(&port, KEY_LISTENER).map_err(|error| cannot_start(&error))?;
     let server = Arc::new(Server::new(port, listener, settings(args)));
-    let watch = watch_signals(&server).map_err(|error| cannot_start(&error))?;
+    let watch =
+        stop::watch(&server, args.until_stdin_ends).map_err(|error| cannot_start(&error))?;
     let threads = start_workers(&server, workers)?;
     server.start().map_err(|error| cannot_start(&error))?;
     print_line(&announcement);
@@ -116,14 +117,6 @@ fn announcement(address: &str, workers: usize, port: &CompletionPort, args: &Ech
         port.backend()
     );
     line.replace(['\r', '\n'], " ")
-}
-
-fn watch_signals(server: &Arc<Server>) -> io::Result<SignalWatch> {
-    let server = Arc::clone(server);
-    SignalWatch::start(move || {
-        // Refused only where the port is closed: then the server has ended already.
-        let _ = server.port().post(KEY_DRAIN, 0, None);
-    })
 }
 
 type Worker = JoinHandle<Result<Tally, DequeueError>>;

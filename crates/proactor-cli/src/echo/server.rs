@@ -161,6 +161,11 @@ impl Server {
         if !self.acceptor.accepted(operation, &self.port) {
             return;
         }
+        // On Linux it is inherited from the listening socket.
+        #[cfg(not(target_os = "linux"))]
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a session keeps Nagle's delay");
+        }
         let Some(number) = self.sessions.reserve() else {
             self.session_ended();
             return;

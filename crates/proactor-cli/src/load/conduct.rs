@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::stream::Connector;
 use super::tally::{Tally, Window};
 use crate::failure::Failure;
+use crate::interrupt::Watch;
 
 /// How often the main thread looks for Ctrl-C and draws the bar.
 const TICK_NS: u64 = 50_000_000;
@@ -56,16 +57,12 @@ enum News {
 }
 
 /// Lets Ctrl-C and SIGTERM set a flag, which ends the load; a second one gives it up.
-pub(crate) fn catch_interrupts() -> Result<Arc<AtomicBool>, Failure> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    use signal_hook::flag::register;
-
+pub(crate) fn catch_interrupts() -> Result<(Watch, Arc<AtomicBool>), Failure> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        register(signal, Arc::clone(&flag))
-            .map_err(|error| Failure::new(format!("cannot handle signal {signal}: {error}")))?;
-    }
-    Ok(flag)
+    let interrupted = Arc::clone(&flag);
+    let watch = Watch::start(move || interrupted.store(true, Ordering::Relaxed))
+        .map_err(|error| Failure::new(format!("cannot watch for Ctrl-C: {error}")))?;
+    Ok((watch, flag))
 }
 
 /// Runs the plan to its end, which its deadlines bound.

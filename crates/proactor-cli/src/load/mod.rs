@@ -47,7 +47,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), Failure> {
     let plan = args.plan()?;
     let target = args.target()?;
     check_descriptor_limit(&plan)?;
-    let interrupted = conduct::catch_interrupts()?;
+    let (_watch, interrupted) = conduct::catch_interrupts()?;
     let (endpoint, server) = match target {
         Some(target) => (target.settle(plan.connect_timeout), None),
         None => {

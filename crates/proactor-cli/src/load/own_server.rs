@@ -32,6 +32,7 @@ impl OwnServer {
     /// Starts `program`, or else this program, as `echo --listen 127.0.0.1:0` with more arguments,
     /// and waits until it says where it listens.
     pub(crate) fn start(program: Option<&Path>, more_args: &str) -> Result<Self, Failure> {
+        let is_ours = program.is_none();
         let program = match program {
             Some(path) => path.to_owned(),
             None => std::env::current_exe().map_err(|error| {
@@ -39,18 +40,16 @@ impl OwnServer {
             })?,
         };
         let mut command = Command::new(&program);
-        // A Ctrl-C is for the load, which ends in order and then stops the server.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command
-            .args(["echo", "--listen", "127.0.0.1:0"])
-            .args(more_args.split_whitespace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| {
-                Failure::new(format!("cannot start the server {}: {error}", program.display()))
-            })?;
+        keep_interrupts_away(&mut command);
+        command.args(["echo", "--listen", "127.0.0.1:0"]).args(more_args.split_whitespace());
+        if is_ours && ENDS_WITH_STDIN {
+            command.arg("--until-stdin-ends").stdin(Stdio::piped());
+        } else {
+            command.stdin(Stdio::null());
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| {
+            Failure::new(format!("cannot start the server {}: {error}", program.display()))
+        })?;
         let (sender, lines) = mpsc::channel();
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || pass_lines(stdout, &sender));
@@ -171,6 +170,21 @@ fn parse_announcement(line: &str) -> Option<Endpoint> {
     token.parse::<SocketAddr>().ok().map(Endpoint::Tcp)
 }
 
+/// Whether a server of this program is told by its standard input: where there are no signals.
+const ENDS_WITH_STDIN: bool = cfg!(windows);
+
+/// A Ctrl-C is for the load, which ends in order and then stops the server.
+fn keep_interrupts_away(command: &mut Command) {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    #[cfg(windows)]
+    {
+        /// Microsoft Learn, "Process Creation Flags".
+        const CREATE_NEW_PROCESS_GROUP: u32 = 0x0000_0200;
+        std::os::windows::process::CommandExt::creation_flags(command, CREATE_NEW_PROCESS_GROUP);
+    }
+}
+
 #[cfg(unix)]
 fn terminate(child: &mut Child) {
     use rustix::process::{Pid, Signal, kill_process};
@@ -184,9 +198,12 @@ fn terminate(child: &mut Child) {
     }
 }
 
-/// There is no way to ask, so it is ended.
+/// A server of ours ends with its input. Any other cannot be asked, and so it is ended.
 #[cfg(not(unix))]
 fn terminate(child: &mut Child) {
+    if child.stdin.take().is_some() {
+        return;
+    }
     if let Err(error) = child.kill() {
         tracing::debug!(%error, "the server could not be ended");
     }

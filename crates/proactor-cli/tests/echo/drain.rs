@@ -4,8 +4,6 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::support::{Server, echo_all, fill, read_to_end, round_trip};
 
 crate::on_each_backend!(
@@ -14,6 +12,10 @@ crate::on_each_backend!(
     what_was_received_is_sent,
     new_clients_are_refused,
     sessions_that_take_too_long_are_cut_off,
+    the_end_of_standard_input_counts_if_it_is_told_so,
+    #[cfg(unix)]
+    the_end_of_standard_input_is_nothing_else,
+    #[cfg(unix)]
     a_second_signal_ends_at_once,
     totals_are_printed_as_text,
     quiet_prints_the_first_line_only,
@@ -28,13 +30,13 @@ fn ends_at_once_without_sessions(backend: &str) {
 }
 
 fn idle_sessions_are_ended_in_order(backend: &str) {
-    let server = Server::start(backend, &["--drain-timeout", "20s"]);
+    let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
     let mut clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
     for (seed, client) in clients.iter_mut().enumerate() {
         round_trip(client, seed as u64, 100);
     }
     let begin = Instant::now();
-    server.signal(Signal::INT);
+    server.interrupt();
     for client in &mut clients {
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "an orderly end");
     }
@@ -49,7 +51,7 @@ fn what_was_received_is_sent(backend: &str) {
     let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
     let mut client = server.connect();
     let sent = fill(&mut client, 1, 200 << 20);
-    server.signal(Signal::TERM);
+    server.ask_to_end();
     server.await_stderr("draining");
     // The client still has bytes under way to the server, and the end is no reset for all that.
     let received = read_to_end(&client, 1).expect("an orderly end");
@@ -65,7 +67,7 @@ fn new_clients_are_refused(backend: &str) {
     let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
     let mut client = server.connect();
     fill(&mut client, 1, 200 << 20);
-    server.signal(Signal::TERM);
+    server.ask_to_end();
     server.await_stderr("draining");
     // The line is printed behind the end of the listening socket's accepts; the socket itself may
     // close a little later.
@@ -92,13 +94,33 @@ fn sessions_that_take_too_long_are_cut_off(backend: &str) {
     assert_eq!(totals["cut_off"], 1);
 }
 
+fn the_end_of_standard_input_counts_if_it_is_told_so(backend: &str) {
+    let more: &[&str] = if cfg!(windows) { &[] } else { &["--until-stdin-ends"] };
+    let mut server = Server::start(backend, more);
+    let mut client = server.connect();
+    round_trip(&mut client, 1, 100);
+    server.end_stdin();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "an orderly end");
+    assert_eq!(server.await_end().totals()["sessions"], 1);
+}
+
+#[cfg(unix)]
+fn the_end_of_standard_input_is_nothing_else(backend: &str) {
+    let mut server = Server::start(backend, &[]);
+    server.end_stdin();
+    let mut client = server.connect();
+    round_trip(&mut client, 1, 100);
+    assert_eq!(server.stop().totals()["sessions"], 1);
+}
+
+#[cfg(unix)]
 fn a_second_signal_ends_at_once(backend: &str) {
     let mut server = Server::start(backend, &["--drain-timeout", "60s"]);
     let mut client = server.connect();
     fill(&mut client, 1, 200 << 20);
-    server.signal(Signal::TERM);
+    server.ask_to_end();
     server.await_stderr("draining");
-    server.signal(Signal::TERM);
+    server.ask_to_end();
     let ended = server.await_end();
     assert_eq!(ended.status.code(), Some(130), "{ended:?}");
     assert!(ended.stderr.iter().any(|line| line.contains("second signal")), "{ended:?}");

@@ -1,18 +1,22 @@
 //! What happens at the limits: descriptors, sessions.
 
 use std::io::{Read, Write};
+#[cfg(target_os = "linux")]
 use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::support::{LIMIT, Server, assert_pattern, pattern_bytes, round_trip};
 
 crate::on_each_backend!(
+    #[cfg(target_os = "linux")]
     without_descriptors_accepting_pauses_and_recovers,
     a_limit_on_sessions_makes_further_clients_wait,
 );
 
+#[cfg(target_os = "linux")]
 const CLIENTS: usize = 200;
 
+#[cfg(target_os = "linux")]
 fn without_descriptors_accepting_pauses_and_recovers(backend: &str) {
     let mut server = Server::start_limited(backend, 64, &[]);
     let mut waiting: Vec<TcpStream> = (0..CLIENTS).map(|_| server.connect()).collect();

@@ -9,12 +9,24 @@ mod support;
 /// Makes a test of each function for each backend. A backend that is not to be had is skipped, and
 /// the test says why.
 macro_rules! on_each_backend {
-    ($($name:ident),* $(,)?) => {
+    ($($(#[$attribute:meta])* $name:ident),* $(,)?) => {
+        #[cfg(not(windows))]
         mod io_uring {
-            $(#[test] fn $name() { crate::support::run("io_uring", super::$name); })*
+            $($(#[$attribute])* #[test] fn $name() {
+                crate::support::run("io_uring", super::$name);
+            })*
         }
+        #[cfg(not(windows))]
         mod epoll {
-            $(#[test] fn $name() { crate::support::run("epoll", super::$name); })*
+            $($(#[$attribute])* #[test] fn $name() {
+                crate::support::run("epoll", super::$name);
+            })*
+        }
+        #[cfg(windows)]
+        mod iocp {
+            $($(#[$attribute])* #[test] fn $name() {
+                crate::support::run("iocp", super::$name);
+            })*
         }
     };
 }

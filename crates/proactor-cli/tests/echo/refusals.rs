@@ -48,6 +48,7 @@ fn a_bad_address() {
 }
 
 #[test]
+#[cfg(unix)]
 fn a_path_that_cannot_be() {
     let line = refusal(&["--listen", "unix:/no/such/directory/socket"]);
     assert!(line.contains("cannot listen on unix:/no/such/directory/socket"), "{line}");
@@ -64,12 +65,13 @@ fn a_bad_flag() {
 
 #[test]
 fn a_bad_backend() {
-    assert!(refusal(&["--backend", "kqueue"]).contains("io_uring or epoll"));
+    assert!(refusal(&["--backend", "kqueue"]).contains("io_uring, epoll or iocp"));
     let line = refusal_with(&["--listen", "127.0.0.1:0"], &[("PROACTOR_BACKEND", "kqueue")]);
     assert!(line.contains("PROACTOR_BACKEND") && line.contains("kqueue"), "{line}");
 }
 
 #[test]
+#[cfg(unix)]
 fn a_backend_that_is_not_to_be_had() {
     // Room for the listening socket, and then for no ring.
     let mut command = std::process::Command::new("sh");

@@ -2,12 +2,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything may take before the test fails.
@@ -47,6 +46,7 @@ impl Ended {
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    stdin: Option<ChildStdin>,
     stdout: Receiver<String>,
     stderr: Receiver<String>,
     pub(crate) first_line: String,
@@ -63,6 +63,7 @@ impl Server {
     }
 
     /// The same with a limit on descriptors.
+    #[cfg(unix)]
     pub(crate) fn start_limited(backend: &str, descriptors: usize, more: &[&str]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), PROGRAM]);
@@ -73,15 +74,20 @@ impl Server {
 
     /// Starts any command that prints where it listens.
     pub(crate) fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Where there are no signals, the server ends with its input.
+        if cfg!(windows) {
+            command.arg("--until-stdin-ends");
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
+        let stdin = child.stdin.take();
         let stdout = lines(child.stdout.take().expect("it is piped"));
         let stderr = lines(child.stderr.take().expect("it is piped"));
         let Ok(first_line) = stdout.recv_timeout(LIMIT) else {
             let _ = child.kill();
             panic!("no first line; stderr: {:?}", stderr.iter().collect::<Vec<_>>());
         };
-        Self { child, stdout, stderr, first_line, stderr_so_far: Vec::new() }
+        Self { child, stdin, stdout, stderr, first_line, stderr_so_far: Vec::new() }
     }
 
     /// What stands behind `listening on`.
@@ -105,7 +111,10 @@ impl Server {
     }
 
     /// Sends a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        use rustix::process::{Pid, kill_process};
+
         let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a process has a number");
         kill_process(pid, signal).expect("the server runs");
     }
@@ -126,9 +135,30 @@ impl Server {
         }
     }
 
+    /// Asks it to end.
+    pub(crate) fn ask_to_end(&mut self) {
+        #[cfg(unix)]
+        self.signal(rustix::process::Signal::TERM);
+        #[cfg(not(unix))]
+        self.end_stdin();
+    }
+
+    /// Asks it to end as Ctrl-C does, where there are signals.
+    pub(crate) fn interrupt(&mut self) {
+        #[cfg(unix)]
+        self.signal(rustix::process::Signal::INT);
+        #[cfg(not(unix))]
+        self.end_stdin();
+    }
+
+    /// Ends its standard input.
+    pub(crate) fn end_stdin(&mut self) {
+        self.stdin = None;
+    }
+
     /// Asks it to end, and waits until it has.
-    pub(crate) fn stop(self) -> Ended {
-        self.signal(Signal::TERM);
+    pub(crate) fn stop(mut self) -> Ended {
+        self.ask_to_end();
         self.await_end()
     }
 
@@ -150,6 +180,7 @@ impl Server {
     }
 
     /// A number of `/proc/PID/status`, in KiB.
+    #[cfg(target_os = "linux")]
     pub(crate) fn status_kib(&self, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|line| line.starts_with(name)).expect("the kernel says it");
@@ -157,6 +188,7 @@ impl Server {
     }
 
     /// Processor time used so far, in clock ticks (10 ms).
+    #[cfg(target_os = "linux")]
     pub(crate) fn cpu_ticks(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let (_, behind_name) = text.rsplit_once(')').expect("a name in parentheses");
@@ -286,6 +318,7 @@ impl Duplex for TcpStream {
     }
 }
 
+#[cfg(unix)]
 impl Duplex for std::os::unix::net::UnixStream {
     fn duplicate(&self) -> Self {
         self.try_clone().unwrap()
@@ -296,6 +329,11 @@ impl Duplex for std::os::unix::net::UnixStream {
     }
 }
 
+/// Two systems, two names for the end of a socket's timeout.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// Writes until the server takes no more for half a second, and says how much that was.
 pub(crate) fn fill(stream: &mut TcpStream, seed: u64, most: usize) -> usize {
     stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -304,7 +342,7 @@ pub(crate) fn fill(stream: &mut TcpStream, seed: u64, most: usize) -> usize {
         let part = pattern_bytes(seed, sent, 64 * 1024);
         match stream.write(&part) {
             Ok(count) => sent += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return sent,
+            Err(error) if is_timeout(&error) => return sent,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => panic!("{error}"),
         }
