@@ -69,8 +69,10 @@ impl World {
         let Some(accepted) = packet.accepted.take() else {
             return Err(self.wrong("an accept without a connection"));
         };
-        if accepted.peer_address() != connector.local_address().ok() {
-            return Err(self.wrong("not the connection whose turn it was (rule 99)"));
+        let (peer, own) = (accepted.peer_address(), connector.local_address().ok());
+        if peer != own {
+            let text = format!("accepted {peer:?}, though it was the turn of {own:?} (rule 99)");
+            return Err(self.wrong(text));
         }
         let key = KEY_CONNECTIONS + 2 * name;
         let acceptor = match self.port.associate(accepted, key + 1) {
