@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proactor::ErrorKind;
+
 use crate::world::{Awaited, KEY_TIMERS, Stop, World};
 
 /// A timer that no run lives to see.
@@ -34,43 +36,59 @@ impl World {
         Ok(())
     }
 
-    /// Timers come in the order of their deadlines, and none of them early.
-    pub(crate) fn timers(&mut self, delays_ms: &[u64]) -> Result<(), Stop> {
-        let begin = Instant::now();
-        let mut deadlines = Vec::new();
-        for &delay_ms in delays_ms {
-            let deadline = begin + Duration::from_millis(delay_ms);
-            if let Some(number) = self.start_timer(deadline, &format!("in {delay_ms} ms")) {
-                deadlines.push((number, deadline));
+    /// Timers come in the order of their deadlines, and none of them early. The order is promised
+    /// for those that wait together: where one expires before the last is started, they are tried
+    /// again with more time.
+    pub(crate) fn timers(&mut self, delays: &[u32]) -> Result<(), Stop> {
+        let mut unit = Duration::from_millis(1);
+        loop {
+            let begin = Instant::now();
+            let deadlines: Vec<Instant> =
+                delays.iter().map(|&delay| begin + unit * delay).collect();
+            let mut numbers = Vec::new();
+            for &deadline in &deadlines {
+                let port = Arc::clone(&self.port);
+                numbers.push(self.start_helper(|operation| {
+                    port.start_timer_at(KEY_TIMERS, deadline, operation)
+                })?);
             }
-        }
-        let mut packets = Vec::new();
-        for _ in &deadlines {
-            let packet = self.next_packet(|| "a timer".to_owned())?;
-            match deadlines.iter().find(|(number, _)| *number == packet.number) {
-                None => return Err(self.unexpected(&packet)),
-                Some((_, deadline)) if Instant::now() < *deadline => {
-                    return Err(self.wrong(format!("early: {}", packet.text())));
-                }
-                Some(_) => packets.push(packet),
+            let waited_together = deadlines.iter().all(|deadline| Instant::now() < *deadline);
+            let order = self.collect_timers(&numbers, &deadlines)?;
+            if waited_together {
+                self.say(format!("timers due after {delays:?} come as {order:?}"));
+                return Ok(());
             }
+            unit *= 2;
         }
-        self.say_packets(&mut packets);
-        Ok(())
     }
 
-    fn start_timer(&mut self, deadline: Instant, when: &str) -> Option<u64> {
-        let port = Arc::clone(&self.port);
-        let (number, result) =
-            self.start(|operation| port.start_timer_at(KEY_TIMERS, deadline, operation));
-        self.say(format!("timer #{number} {when}: {result:?}"));
-        result.is_ok().then_some(number)
+    /// The timers as they come: which one, and how it ended.
+    fn collect_timers(
+        &mut self,
+        numbers: &[u64],
+        deadlines: &[Instant],
+    ) -> Result<Vec<(usize, Option<ErrorKind>)>, Stop> {
+        let mut order = Vec::new();
+        while order.len() < numbers.len() {
+            let packet = self.next_packet(|| "a timer".to_owned())?;
+            match numbers.iter().position(|number| *number == packet.number) {
+                None => return Err(self.unexpected(&packet)),
+                Some(index) if Instant::now() < deadlines[index] => {
+                    return Err(self.wrong(format!("early: {}", packet.text())));
+                }
+                Some(index) => order.push((index, packet.error)),
+            }
+        }
+        Ok(order)
     }
 
     /// A timer that is there to be cancelled.
     pub(crate) fn start_long_timer(&mut self) -> Result<(), Stop> {
-        let timer = self.start_timer(Instant::now() + LONG, "in a day");
-        self.long_timers.extend(timer);
+        let port = Arc::clone(&self.port);
+        let (number, result) =
+            self.start(|operation| port.start_timer(KEY_TIMERS, LONG, operation));
+        self.say(format!("timer #{number} in a day: {result:?}"));
+        self.long_timers.extend(result.is_ok().then_some(number));
         Ok(())
     }
 

@@ -74,7 +74,7 @@ fn run_step(world: &mut World, action: &Action) -> Result<(), Stop> {
         Action::Read { offset, room } => world.read_file(*offset, *room),
         Action::WriteMany { block, count } => world.write_many(*block, *count),
         Action::Post { keys, with_operation } => world.post(keys, *with_operation),
-        Action::Timers { delays_ms } => world.timers(delays_ms),
+        Action::Timers { delays } => world.timers(delays),
         Action::StartLongTimer => world.start_long_timer(),
         Action::CancelTimer(which) => world.cancel_timer(*which),
         _ => {
@@ -145,7 +145,6 @@ fn rules(action: &Action) -> &'static [u16] {
         Action::Reset(_) => &[58, 59],
         Action::SendToClosed(_) => &[71],
         Action::CloseDatagramSocket(_) => &[75],
-        Action::Timers { .. } => &[],
         _ => &[],
     }
 }

@@ -36,17 +36,32 @@ pub(crate) enum Action {
     CancelAllAccepts,
     CloseListener,
     Connect,
-    ConnectToNobody { retry: bool },
+    ConnectToNobody {
+        retry: bool,
+    },
     UseUnconnected,
     AssociateTwice,
     // Streams.
-    Receive { at: At, rooms: Vec<usize> },
+    Receive {
+        at: At,
+        rooms: Vec<usize>,
+    },
     ReceiveContinuously(At),
-    CancelReceive { at: At, which: usize },
+    CancelReceive {
+        at: At,
+        which: usize,
+    },
     CancelAll(At),
     CancelFinished(At),
-    Send { at: At, sizes: Vec<usize> },
-    Transfer { at: At, sends: Vec<Vec<usize>>, reading: Reading },
+    Send {
+        at: At,
+        sizes: Vec<usize>,
+    },
+    Transfer {
+        at: At,
+        sends: Vec<Vec<usize>>,
+        reading: Reading,
+    },
     CancelLargeSend(At),
     Disconnect(At),
     ShutdownSending(At),
@@ -55,18 +70,42 @@ pub(crate) enum Action {
     Reset(At),
     SendToClosed(At),
     // Datagrams.
-    ReceiveDatagram { socket: usize, room: usize },
-    SendDatagram { socket: usize, size: usize },
-    CancelDatagram { socket: usize, which: usize },
+    ReceiveDatagram {
+        socket: usize,
+        room: usize,
+    },
+    SendDatagram {
+        socket: usize,
+        size: usize,
+    },
+    CancelDatagram {
+        socket: usize,
+        which: usize,
+    },
     CancelAllDatagrams(usize),
     CloseDatagramSocket(usize),
     // Files.
-    Write { offset: Option<u64>, size: usize },
-    Read { offset: u64, room: usize },
-    WriteMany { block: usize, count: usize },
+    Write {
+        offset: Option<u64>,
+        size: usize,
+    },
+    Read {
+        offset: u64,
+        room: usize,
+    },
+    WriteMany {
+        block: usize,
+        count: usize,
+    },
     // The port itself.
-    Post { keys: Vec<usize>, with_operation: bool },
-    Timers { delays_ms: Vec<u64> },
+    Post {
+        keys: Vec<usize>,
+        with_operation: bool,
+    },
+    /// The delays are in a unit that grows where it is too short.
+    Timers {
+        delays: Vec<u32>,
+    },
     StartLongTimer,
     CancelTimer(usize),
 }
@@ -228,13 +267,11 @@ fn port(random: &mut Random) -> Action {
             Action::Post { keys, with_operation: random.chance(50) }
         }
         5..7 => {
-            // Deadlines that are apart by more than the time that starting two timers takes.
-            let mut delays_ms: Vec<u64> =
-                (0..1 + random.below(3) as u64).map(|n| 1 + 2 * n).collect();
-            for index in (1..delays_ms.len()).rev() {
-                delays_ms.swap(index, random.below(index + 1));
+            let mut delays: Vec<u32> = (1..2 + random.below(3) as u32).collect();
+            for index in (1..delays.len()).rev() {
+                delays.swap(index, random.below(index + 1));
             }
-            Action::Timers { delays_ms }
+            Action::Timers { delays }
         }
         7..8 => Action::StartLongTimer,
         _ => Action::CancelTimer(random.below(8)),

@@ -157,7 +157,8 @@ impl World {
         }
         let waits = end.unread_bytes == 0 && end.peer == PeerState::Sending;
         let unread_bytes = end.unread_bytes;
-        self.say(format!("receive #{number} on {name} {rooms:?}: {result:?}"));
+        let from = if self.outside { " from another thread" } else { "" };
+        self.say(format!("receive #{number} on {name} {rooms:?}{from}: {result:?}"));
         if result.is_err() {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use crate::datagrams::Datagrams;
 use crate::files::Files;
 use crate::packet::Packet;
 use crate::rules::LeftOut;
-use crate::step::Step;
+use crate::step::{Action, Step};
 use crate::streams::Connection;
 
 /// Far more than any packet takes on a busy machine.
@@ -114,7 +114,12 @@ impl World {
     /// Sets what the step says about threads and dequeuing.
     pub(crate) fn begin_step(&mut self, index: usize, step: &Step) {
         self.step = index;
-        self.outside = step.outside;
+        // Where rule 61 is left out, what waits in a queue is all started by one thread.
+        let queues = matches!(
+            step.action,
+            Action::Receive { .. } | Action::ReceiveDatagram { .. } | Action::Accept
+        );
+        self.outside = step.outside && !(queues && self.left_out.first_of(&[61]).is_some());
         self.batch = step.batch;
     }
 

@@ -137,6 +137,8 @@ fn is_left_over(path: &Path, address: &SockAddr) -> io::Result<bool> {
             return Ok(false);
         }
     }
+    #[cfg(not(unix))]
+    let _ = path; // A file's type does not say whether it is a socket.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     match probe.connect(address) {
         Ok(()) => Ok(false),
