@@ -5,6 +5,7 @@ mod clocks;
 mod compare;
 mod connecting;
 mod datagrams;
+mod endings;
 mod files;
 mod packet;
 mod random;
