@@ -134,6 +134,8 @@ impl World {
         if end.peer != PeerState::Closed || end.sending_ended {
             return self.pass_over("send to a closed peer: there is none");
         }
+        // What is unread when a reset comes may be lost.
+        self.drain(place)?;
         let (stream, name) = (self.stream(place), self.name(place));
         // How many the system takes before it knows is not said, so they are not counted.
         for _ in 0..ATTEMPTS {
