@@ -63,6 +63,7 @@ mod backend;
 mod buffer;
 mod error;
 mod operation;
+pub mod overlapped;
 mod port;
 #[cfg(target_os = "linux")]
 mod sync;

@@ -2,12 +2,15 @@
 //! allocator counts for the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use proactor::{BackendChoice, CompletionPort, Operation, OperationKind, StreamSocket};
+use proactor::overlapped::{ApcQueue, Routine, Wake};
+use proactor::{BackendChoice, CompletionPort, Operation, OperationKind, SendBuffer, StreamSocket};
 
 struct Counting;
 
@@ -90,10 +93,46 @@ fn echo_from_callers_buffers(port: &CompletionPort) -> u64 {
             let buffer = operation.take_buffer().unwrap();
             stream.send(operation, buffer).unwrap();
             let mut operation = port.dequeue(Some(HANG)).unwrap().into_operation().unwrap();
-            let Some(proactor::SendBuffer::Owned(buffer)) = operation.take_send_buffer() else {
+            let Some(SendBuffer::Owned(buffer)) = operation.take_send_buffer() else {
                 panic!("the buffer comes back as it went in");
             };
             idle = Some((operation, buffer));
+        });
+    })
+}
+
+/// The same with a completion routine, which starts the next operation itself.
+fn echo_with_routine(queue: &ApcQueue) -> u64 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    client.set_read_timeout(Some(HANG)).unwrap();
+    let stream = queue.open(listener.accept().unwrap().0).unwrap();
+    let sent = Rc::new(Cell::new(0));
+    let routine = {
+        let (stream, sent) = (stream.clone(), Rc::clone(&sent));
+        Routine::new(move |mut completed| {
+            let routine = completed.routine();
+            let mut operation = completed.take_operation().unwrap();
+            if completed.kind() == OperationKind::Recv {
+                let buffer = operation.take_buffer().unwrap();
+                stream.send(operation, buffer, routine).unwrap();
+            } else {
+                let Some(SendBuffer::Owned(buffer)) = operation.take_send_buffer() else {
+                    panic!("the buffer comes back as it went in");
+                };
+                sent.set(sent.get() + 1);
+                stream.recv(operation, buffer, routine).unwrap();
+            }
+        })
+    };
+    stream.recv(Operation::new(), Vec::with_capacity(4096), &routine).unwrap();
+    count(|| {
+        round_trip(&mut client, || {
+            let before = sent.get();
+            while sent.get() == before {
+                assert_eq!(queue.sleep(Some(HANG)).unwrap(), Wake::Routines);
+            }
         });
     })
 }
@@ -121,5 +160,7 @@ fn a_round_trip_allocates_nothing() {
         while port.dequeue(Some(Duration::ZERO)).is_ok() {}
         assert_eq!(echo_from_callers_buffers(&port), 0, "receive and send, {choice:?}");
         assert_eq!(posts(&port), 0, "posts, {choice:?}");
+        let queue = ApcQueue::with_builder(CompletionPort::builder().backend(choice)).unwrap();
+        assert_eq!(echo_with_routine(&queue), 0, "completion routines, {choice:?}");
     }
 }

@@ -7,6 +7,8 @@ use proactor::{
     SendBuffer, StreamSocket,
 };
 
+use proactor::overlapped::{self, ApcHandle, ApcQueue, Event, Routine};
+
 fn assert_send<T: Send>() {}
 fn assert_sync<T: Sync>() {}
 fn assert_static<T: 'static>() {}
@@ -44,6 +46,29 @@ fn packets_move_between_threads() {
     assert_static::<PoolBuffer>();
     assert_send::<SendBuffer>();
     assert_sync::<SendBuffer>();
+}
+
+/// Rule 126: a queue of completion routines and its sources stay on their thread. The call compiles
+/// only where the type has one implementation of the trait, and so only where it is not `Send`.
+#[test]
+fn routines_stay_on_their_thread() {
+    trait AmbiguousIfSend<A> {
+        fn check() {}
+    }
+    impl<T: ?Sized> AmbiguousIfSend<()> for T {}
+    impl<T: ?Sized + Send> AmbiguousIfSend<u8> for T {}
+
+    <ApcQueue as AmbiguousIfSend<_>>::check();
+    <Routine as AmbiguousIfSend<_>>::check();
+    <overlapped::ListenSocket as AmbiguousIfSend<_>>::check();
+    <overlapped::StreamSocket as AmbiguousIfSend<_>>::check();
+    <overlapped::DatagramSocket as AmbiguousIfSend<_>>::check();
+    <overlapped::File as AmbiguousIfSend<_>>::check();
+    // What other threads have of it.
+    assert_send::<ApcHandle>();
+    assert_sync::<ApcHandle>();
+    assert_send::<Event>();
+    assert_sync::<Event>();
 }
 
 /// Plain values.
