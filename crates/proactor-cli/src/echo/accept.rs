@@ -76,9 +76,7 @@ impl Acceptor {
             return false;
         }
         state.idle.push(operation);
-        state.sessions.open += 1;
-        state.sessions.total += 1;
-        state.sessions.peak = state.sessions.peak.max(state.sessions.open);
+        state.sessions.begin();
         self.go_on(&mut state, port);
         true
     }

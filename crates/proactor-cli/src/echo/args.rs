@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use proactor::BackendChoice;
 
+use super::stall::Handler;
 use crate::failure::Failure;
 
 /// The most threads that a server may be given.
@@ -17,6 +18,49 @@ const BACKEND_VARIABLE: &str = "PROACTOR_BACKEND";
 const LISTEN_HELP: &str =
     "Where to listen: HOST:PORT, [V6]:PORT or unix:PATH. Port 0 takes any free one";
 
+/// How many accepts are outstanding where no flag says it.
+const DEFAULT_ACCEPTS: usize = 16;
+/// The longest computation for a message.
+const WORK_LIMIT_US: u64 = 1_000_000;
+
+/// How the server serves: see `docs/models.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Model {
+    /// A thread for each client, and blocking calls.
+    Threads,
+    /// Event loops that ask which sockets are ready.
+    Readiness,
+    /// One thread, and operations with completion routines.
+    Overlapped,
+    /// A completion port, and worker threads.
+    Port,
+}
+
+impl Model {
+    /// Its name on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Readiness => "readiness",
+            Self::Overlapped => "overlapped",
+            Self::Port => "port",
+        }
+    }
+}
+
+/// What tells a readiness loop which sockets are ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Readiness {
+    /// The system's own: epoll, kqueue, or what takes their place (through mio).
+    Epoll,
+    /// poll(2): the system looks at every socket at each call.
+    #[cfg(unix)]
+    Poll,
+    /// select(2): as poll, and only with descriptors below 1,024.
+    #[cfg(unix)]
+    Select,
+}
+
 /// The flags of `proactor echo`.
 #[derive(Debug, Args)]
 pub(crate) struct EchoArgs {
@@ -24,21 +68,36 @@ pub(crate) struct EchoArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", help = LISTEN_HELP)]
     pub(crate) listen: String,
 
-    /// Threads that dequeue completions. [default: the concurrency, and 2 to 8 spare ones]
+    /// How it serves.
+    #[arg(long, value_name = "M", default_value = "port")]
+    pub(crate) model: Model,
+
+    /// What tells a readiness loop which sockets are ready. [default: epoll]
+    #[arg(long, value_name = "R")]
+    pub(crate) readiness: Option<Readiness>,
+
+    /// In the overlapped model, alternate a non-blocking accept with an alertable wait of at most
+    /// 1 ms, as older books have it, in place of accepts with a completion routine.
+    #[arg(long)]
+    pub(crate) alternate_accept: bool,
+
+    /// Threads that dequeue completions, or event loops. [default: for a port the concurrency, and
+    /// 2 to 8 spare ones; one event loop per CPU, with poll and select one]
     #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub(crate) workers: Option<usize>,
 
-    /// Threads that may handle completions at once; 0 means one per CPU.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_concurrency)]
-    pub(crate) concurrency: usize,
+    /// Threads that may handle a port's completions at once; 0 means one per CPU. [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_concurrency)]
+    pub(crate) concurrency: Option<usize>,
 
-    /// What serves the port: auto, io_uring, epoll or iocp. [default: PROACTOR_BACKEND, or else auto]
+    /// What is under a port or the overlapped model: auto, io_uring, epoll or
+    /// iocp. [default: PROACTOR_BACKEND, or else auto]
     #[arg(long, value_name = "B", value_parser = parse_backend)]
     pub(crate) backend: Option<BackendChoice>,
 
-    /// Accepts that are outstanding at once.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_accepts)]
-    pub(crate) accepts: usize,
+    /// Accepts that are outstanding at once, on a port and in the overlapped model. [default: 16]
+    #[arg(long, value_name = "N", value_parser = parse_accepts)]
+    pub(crate) accepts: Option<usize>,
 
     /// Connections that the system may hold until they are accepted.
     #[arg(long, value_name = "N", default_value_t = 4096,
@@ -61,6 +120,11 @@ pub(crate) struct EchoArgs {
     #[arg(long)]
     pub(crate) stall_marks: bool,
 
+    /// Compute for so many microseconds for each message (for each chunk that is received).
+    #[arg(long, value_name = "N", default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=WORK_LIMIT_US))]
+    pub(crate) work_us: u64,
+
     /// Print the totals as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -71,6 +135,40 @@ pub(crate) struct EchoArgs {
 }
 
 impl EchoArgs {
+    /// Refuses flags that mean nothing to the model.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        use Model::{Overlapped, Port, Readiness};
+        let flags: [(&str, bool, &[Model]); 6] = [
+            ("--alternate-accept", self.alternate_accept, &[Overlapped]),
+            ("--readiness", self.readiness.is_some(), &[Readiness]),
+            ("--workers", self.workers.is_some(), &[Port, Readiness]),
+            ("--concurrency", self.concurrency.is_some(), &[Port]),
+            ("--backend", self.backend.is_some(), &[Port, Overlapped]),
+            ("--accepts", self.accepts.is_some(), &[Port, Overlapped]),
+        ];
+        for (flag, is_given, models) in flags {
+            if is_given && !models.contains(&self.model) {
+                let names: Vec<&str> = models.iter().map(|model| model.name()).collect();
+                return Err(Failure::usage(format!(
+                    "{flag} means nothing to --model {}: it is for {}",
+                    self.model.name(),
+                    names.join(" and ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is done with each chunk before it goes back.
+    pub(crate) fn handler(&self) -> Handler {
+        Handler::new(self.stall_marks, self.work_us)
+    }
+
+    /// How many accepts are outstanding.
+    pub(crate) fn accepts(&self) -> usize {
+        self.accepts.unwrap_or(DEFAULT_ACCEPTS)
+    }
+
     /// The backend that was asked for by flag or variable; `None` leaves it to the library.
     pub(crate) fn backend(&self) -> Result<Option<BackendChoice>, Failure> {
         if self.backend.is_some() {

@@ -51,6 +51,16 @@ impl Listening {
         &self.address
     }
 
+    /// The socket, for a model without a port. The path, if there is one, stays until it is dropped.
+    pub(crate) fn into_parts(self) -> (Socket, Option<SocketPath>) {
+        (self.socket, self.path)
+    }
+
+    /// Whether it is a Unix socket.
+    pub(crate) fn is_unix(&self) -> bool {
+        self.path.is_some()
+    }
+
     /// Associates the socket with the port. The path, if there is one, stays until it is dropped.
     pub(crate) fn associate(
         self,

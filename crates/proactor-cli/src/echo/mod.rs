@@ -1,4 +1,4 @@
-//! `proactor echo`: an echo server on the completion port.
+//! `proactor echo`: the same echo server in four models, of which the completion port is one.
 //!
 //! The first line on stdout begins with `listening on ADDRESS`, which `proactor load` reads when it
 //! starts a server of its own. SIGTERM, Ctrl-C and, if it is told so, the end of standard input end
@@ -7,11 +7,20 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `args`, `listen`, `limits` | the command line, the listening socket, the descriptor limit |
+//! | `stop`, `totals`, `stall` | the way out, the counts, stalls and work on purpose |
+//! | `pause` | the pause of the models without a port when descriptors run out |
+//!
+//! The completion port (`--model port`):
+//!
+//! | | |
+//! |---|---|
 //! | `server` | the workers' loop: what each packet means; the drain |
 //! | `accept` | outstanding accepts, limits, the pause when descriptors run out |
 //! | `session`, `order` | one connection, and its packets in order |
 //! | `table`, `kit` | sessions by number; what a worker keeps for reuse |
-//! | `stop`, `totals`, `stall` | the way out, the counts, stalls on purpose |
+//!
+//! The other models have a folder each: `threads`, `readiness`, `overlapped`. What they have in
+//! common with the port is what a client sees, and the command line.
 
 mod accept;
 mod args;
@@ -19,31 +28,47 @@ mod kit;
 mod limits;
 mod listen;
 mod order;
+mod overlapped;
+mod pause;
+mod readiness;
 mod server;
 mod session;
 mod stall;
 mod stop;
 mod table;
+mod threads;
 mod totals;
 
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use proactor::{BackendChoice, CompletionPort, DequeueError};
+use proactor::{BackendChoice, Builder, CompletionPort, DequeueError};
 
 use crate::failure::Failure;
+use crate::interrupt::Watch;
 use listen::Listening;
-use server::{KEY_LISTENER, Server, Settings};
-use totals::{Tally, Totals};
+use server::{KEY_DRAIN, KEY_LISTENER, Server, Settings};
+use totals::{Tally, Totals, Work};
 
-pub(crate) use args::EchoArgs;
+pub(crate) use args::{EchoArgs, Model};
 
 /// Serves until told to stop.
 pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
+    args.check()?;
     limits::raise_descriptor_limit();
     let listening = Listening::at(&args.listen, args.backlog)?;
+    match args.model {
+        Model::Threads => threads::run(args, listening),
+        Model::Readiness => readiness::run(args, listening),
+        Model::Overlapped => overlapped::run(args, listening),
+        Model::Port => run_port(args, listening),
+    }
+}
+
+fn run_port(args: &EchoArgs, listening: Listening) -> Result<(), Failure> {
     let port = open_port(args)?;
     let workers = args.workers(port.concurrency());
     let announcement = announcement(listening.address(), workers, &port, args);
@@ -52,32 +77,39 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
     let (listener, _path) =
         listening.associate(&port, KEY_LISTENER).map_err(|error| cannot_start(&error))?;
     let server = Arc::new(Server::new(port, listener, settings(args)));
-    let watch =
-        stop::watch(&server, args.until_stdin_ends).map_err(|error| cannot_start(&error))?;
+    let watch = watch(args, {
+        let server = Arc::clone(&server);
+        // Refused only where the port is closed: then the server has ended already.
+        move || drop(server.port().post(KEY_DRAIN, 0, None))
+    })?;
     let threads = start_workers(&server, workers)?;
     server.start().map_err(|error| cannot_start(&error))?;
     print_line(&announcement);
 
     let tally = join_workers(threads)?;
-    let totals = Totals::new(&tally, server.session_counts(), server.port().counters());
-    if args.json {
-        print_line(&totals.to_json());
-    } else if !args.quiet {
-        print_line(&totals.to_string());
-    }
+    let work = Work::on_port(&tally, server.port().counters());
+    print_totals(args, &Totals::new(args.model, &tally, server.session_counts(), work));
     drop(watch);
     Ok(())
 }
 
-fn open_port(args: &EchoArgs) -> Result<CompletionPort, Failure> {
-    let mut builder = CompletionPort::builder().concurrency(args.concurrency);
-    if let Some(choice) = args.backend()? {
-        if choice == BackendChoice::IoUring {
-            require_io_uring()?;
+/// A builder on the backend that was asked for.
+fn builder(args: &EchoArgs) -> Result<Builder, Failure> {
+    let builder = CompletionPort::builder();
+    match args.backend()? {
+        None => Ok(builder),
+        Some(choice) => {
+            if choice == BackendChoice::IoUring {
+                require_io_uring()?;
+            }
+            Ok(builder.backend(choice))
         }
-        builder = builder.backend(choice);
     }
-    builder.build().map_err(|error| {
+}
+
+fn open_port(args: &EchoArgs) -> Result<CompletionPort, Failure> {
+    let concurrency = args.concurrency.unwrap_or(0);
+    builder(args)?.concurrency(concurrency).build().map_err(|error| {
         Failure::new(format!("cannot open a completion port: {error}; 'proactor doctor' says more"))
     })
 }
@@ -100,23 +132,44 @@ fn cannot_start(error: &dyn fmt::Display) -> Failure {
 
 fn settings(args: &EchoArgs) -> Settings {
     Settings {
-        accepts: args.accepts,
+        accepts: args.accepts(),
         maximum_sessions: args.max_sessions,
         drain_timeout: args.drain_timeout,
-        stall_marks: args.stall_marks,
+        handler: args.handler(),
         quiet: args.quiet,
     }
 }
 
-/// Exactly one line, whatever the parts of it contain.
 fn announcement(address: &str, workers: usize, port: &CompletionPort, args: &EchoArgs) -> String {
+    let parts = format!("{workers} workers, concurrency {}", port.concurrency());
+    first_line(address, &parts, &port.backend().to_string(), args)
+}
+
+/// Exactly one line, whatever the parts of it contain.
+fn first_line(address: &str, threads: &str, service: &str, args: &EchoArgs) -> String {
     let stalls = if args.stall_marks { ", stall marks obeyed" } else { "" };
-    let line = format!(
-        "listening on {address} | {workers} workers, concurrency {}{stalls} | {}",
-        port.concurrency(),
-        port.backend()
-    );
+    let work = match args.work_us {
+        0 => String::new(),
+        work_us => format!(", {work_us} µs of work for each message"),
+    };
+    let line = format!("listening on {address} | {threads}{stalls}{work} | {service}");
     line.replace(['\r', '\n'], " ")
+}
+
+/// Calls `request_drain` when the server is to end: from another thread, perhaps more than once.
+fn watch(
+    args: &EchoArgs,
+    request_drain: impl Fn() + Send + Sync + 'static,
+) -> Result<Watch, Failure> {
+    stop::watch(request_drain, args.until_stdin_ends).map_err(|error| cannot_start(&error))
+}
+
+/// What is said when a drain begins.
+fn announce_drain(open_sessions: usize, drain_timeout: Duration) {
+    eprintln!(
+        "proactor: draining {open_sessions} sessions, for at most {drain_timeout:?}; another \
+         signal ends at once"
+    );
 }
 
 type Worker = JoinHandle<Result<Tally, DequeueError>>;
@@ -167,6 +220,14 @@ fn join_workers(threads: Vec<Worker>) -> Result<Tally, Failure> {
     match last_error {
         Some(error) if serving == 0 => Err(Failure::new(format!("no worker can serve: {error}"))),
         _ => Ok(sum),
+    }
+}
+
+fn print_totals(args: &EchoArgs, totals: &Totals) {
+    if args.json {
+        print_line(&totals.to_json());
+    } else if !args.quiet {
+        print_line(&totals.to_string());
     }
 }
 

@@ -13,7 +13,7 @@ use proactor::{
 use super::accept::Acceptor;
 use super::kit::Kit;
 use super::session::{Arrival, Session};
-use super::stall;
+use super::stall::Handler;
 use super::table::{SESSION_LIMIT, SessionTable};
 use super::totals::{SessionCounts, Tally};
 
@@ -35,7 +35,7 @@ pub(crate) struct Settings {
     pub(crate) accepts: usize,
     pub(crate) maximum_sessions: Option<usize>,
     pub(crate) drain_timeout: Duration,
-    pub(crate) stall_marks: bool,
+    pub(crate) handler: Handler,
     pub(crate) quiet: bool,
 }
 
@@ -135,9 +135,7 @@ impl Server {
         let arrival = match completion.take_chunk() {
             Some(chunk) => {
                 // Before the lock: the session's next chunk must not have to wait here too.
-                if self.settings.stall_marks {
-                    stall::as_marked(&chunk);
-                }
+                self.settings.handler.handle(&chunk);
                 Arrival::Chunk(chunk)
             }
             None => Arrival::End(completion.error()),
@@ -222,11 +220,7 @@ impl Server {
             return;
         }
         if !self.settings.quiet {
-            eprintln!(
-                "proactor: draining {open_sessions} sessions, for at most {:?}; another signal \
-                 ends at once",
-                self.settings.drain_timeout
-            );
+            super::announce_drain(open_sessions, self.settings.drain_timeout);
         }
         for number in self.sessions.used() {
             self.sessions.lock(number).drain();

@@ -1,44 +1,41 @@
 //! What ends the server: the first request begins the drain, a second one by a signal ends the
 //! program at once.
 //!
-//! A request is a packet that is posted to the port: to the workers it is one more completion.
+//! How a server is told is its model's: on a port it is one more packet.
 
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::server::{KEY_DRAIN, Server};
 use crate::interrupt::Watch;
 
 /// What the shell gives for a program that a signal ended, for SIGINT.
 const EXIT_AT_ONCE: i32 = 130;
 
 /// Watches for signals and, where `stdin_counts`, for the end of standard input.
-pub(super) fn watch(server: &Arc<Server>, stdin_counts: bool) -> io::Result<Watch> {
+pub(super) fn watch(
+    request_drain: impl Fn() + Send + Sync + 'static,
+    stdin_counts: bool,
+) -> io::Result<Watch> {
+    let request_drain = Arc::new(request_drain);
     let is_draining = Arc::new(AtomicBool::new(false));
     if stdin_counts {
-        let (server, is_draining) = (Arc::clone(server), Arc::clone(&is_draining));
+        let (request_drain, is_draining) = (Arc::clone(&request_drain), Arc::clone(&is_draining));
         // The thread is left to itself: nothing can end its wait but the input.
         thread::Builder::new().name("echo-stdin".into()).spawn(move || {
             wait_for_the_end(&mut io::stdin().lock());
             is_draining.store(true, Ordering::Relaxed);
-            request_drain(&server);
+            request_drain();
         })?;
     }
-    let server = Arc::clone(server);
     Watch::start(move || {
         if is_draining.swap(true, Ordering::Relaxed) {
             eprintln!("proactor: a second signal: ending at once, without totals");
             std::process::exit(EXIT_AT_ONCE);
         }
-        request_drain(&server);
+        request_drain();
     })
-}
-
-fn request_drain(server: &Server) {
-    // Refused only where the port is closed: then the server has ended already.
-    let _ = server.port().post(KEY_DRAIN, 0, None);
 }
 
 /// Reads to the end; an input that cannot be read has ended too.

@@ -1,12 +1,13 @@
 //! How the server ends.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Server, echo_all, fill, read_to_end, round_trip};
+use crate::support::{Server, args_of, echo_all, fill, read_to_end, round_trip};
 
-crate::on_each_backend!(
+crate::on_each_server!(
     ends_at_once_without_sessions,
     idle_sessions_are_ended_in_order,
     what_was_received_is_sent,
@@ -21,16 +22,16 @@ crate::on_each_backend!(
     quiet_prints_the_first_line_only,
 );
 
-fn ends_at_once_without_sessions(backend: &str) {
-    let server = Server::start(backend, &[]);
+fn ends_at_once_without_sessions(kind: &str) {
+    let server = Server::start(kind, &[]);
     let begin = Instant::now();
     let ended = server.stop();
     assert_eq!(ended.totals()["sessions"], 0);
     assert!(begin.elapsed() < Duration::from_secs(4), "took {:?}", begin.elapsed());
 }
 
-fn idle_sessions_are_ended_in_order(backend: &str) {
-    let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
+fn idle_sessions_are_ended_in_order(kind: &str) {
+    let mut server = Server::start(kind, &["--drain-timeout", "20s"]);
     let mut clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
     for (seed, client) in clients.iter_mut().enumerate() {
         round_trip(client, seed as u64, 100);
@@ -47,8 +48,8 @@ fn idle_sessions_are_ended_in_order(backend: &str) {
     assert_eq!((&totals["cut_off"], &totals["resets"]), (&0.into(), &0.into()));
 }
 
-fn what_was_received_is_sent(backend: &str) {
-    let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
+fn what_was_received_is_sent(kind: &str) {
+    let mut server = Server::start(kind, &["--drain-timeout", "20s"]);
     let mut client = server.connect();
     let sent = fill(&mut client, 1, 200 << 20);
     server.ask_to_end();
@@ -63,8 +64,8 @@ fn what_was_received_is_sent(backend: &str) {
     assert_eq!(totals["cut_off"], 0);
 }
 
-fn new_clients_are_refused(backend: &str) {
-    let mut server = Server::start(backend, &["--drain-timeout", "20s"]);
+fn new_clients_are_refused(kind: &str) {
+    let mut server = Server::start(kind, &["--drain-timeout", "20s"]);
     let mut client = server.connect();
     fill(&mut client, 1, 200 << 20);
     server.ask_to_end();
@@ -83,20 +84,24 @@ fn new_clients_are_refused(backend: &str) {
     assert_eq!(server.await_end().totals()["sessions"], 1);
 }
 
-fn sessions_that_take_too_long_are_cut_off(backend: &str) {
-    let server = Server::start(backend, &["--drain-timeout", "300ms"]);
+fn sessions_that_take_too_long_are_cut_off(kind: &str) {
+    let server = Server::start(kind, &["--drain-timeout", "300ms"]);
     let mut client = server.connect();
     fill(&mut client, 1, 200 << 20);
     round_trip(&mut server.connect(), 2, 100);
+    // It goes on sending, and never reads.
+    client.set_write_timeout(None).unwrap();
+    let sender = thread::spawn(move || while client.write_all(&[0; 1000]).is_ok() {});
     let begin = Instant::now();
     let totals = server.stop().totals();
-    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert!(begin.elapsed() >= Duration::from_millis(300), "{totals}");
     assert_eq!(totals["cut_off"], 1);
+    sender.join().unwrap();
 }
 
-fn the_end_of_standard_input_counts_if_it_is_told_so(backend: &str) {
+fn the_end_of_standard_input_counts_if_it_is_told_so(kind: &str) {
     let more: &[&str] = if cfg!(windows) { &[] } else { &["--until-stdin-ends"] };
-    let mut server = Server::start(backend, more);
+    let mut server = Server::start(kind, more);
     let mut client = server.connect();
     round_trip(&mut client, 1, 100);
     server.end_stdin();
@@ -105,8 +110,8 @@ fn the_end_of_standard_input_counts_if_it_is_told_so(backend: &str) {
 }
 
 #[cfg(unix)]
-fn the_end_of_standard_input_is_nothing_else(backend: &str) {
-    let mut server = Server::start(backend, &[]);
+fn the_end_of_standard_input_is_nothing_else(kind: &str) {
+    let mut server = Server::start(kind, &[]);
     server.end_stdin();
     let mut client = server.connect();
     round_trip(&mut client, 1, 100);
@@ -114,8 +119,8 @@ fn the_end_of_standard_input_is_nothing_else(backend: &str) {
 }
 
 #[cfg(unix)]
-fn a_second_signal_ends_at_once(backend: &str) {
-    let mut server = Server::start(backend, &["--drain-timeout", "60s"]);
+fn a_second_signal_ends_at_once(kind: &str) {
+    let mut server = Server::start(kind, &["--drain-timeout", "60s"]);
     let mut client = server.connect();
     fill(&mut client, 1, 200 << 20);
     server.ask_to_end();
@@ -126,22 +131,28 @@ fn a_second_signal_ends_at_once(backend: &str) {
     assert!(ended.stderr.iter().any(|line| line.contains("second signal")), "{ended:?}");
 }
 
-fn totals_are_printed_as_text(backend: &str) {
+fn totals_are_printed_as_text(kind: &str) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_proactor"));
-    command.args(["echo", "--listen", "127.0.0.1:0", "--backend", backend]);
+    command.args(["echo", "--listen", "127.0.0.1:0"]).args(args_of(kind));
     let server = Server::spawn(command);
     echo_all(server.connect(), 1, 1000, 1000);
     let ended = server.stop();
     assert!(ended.status.success());
     let text = ended.stdout.join("\n");
-    for part in ["sessions     1 ", "bytes        1000 received, 1000 sent", "completions  "] {
+    let counter = match kind {
+        "io_uring" | "epoll" | "iocp" => "completions  ",
+        "threads" => "receives     ",
+        "readiness" | "poll" | "select" => "events       ",
+        _ => "routines     ",
+    };
+    for part in ["sessions     1 ", "bytes        1000 received, 1000 sent", counter] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
 
-fn quiet_prints_the_first_line_only(backend: &str) {
+fn quiet_prints_the_first_line_only(kind: &str) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_proactor"));
-    command.args(["echo", "--quiet", "--listen", "127.0.0.1:0", "--backend", backend]);
+    command.args(["echo", "--quiet", "--listen", "127.0.0.1:0"]).args(args_of(kind));
     let server = Server::spawn(command);
     let mut client = server.connect();
     round_trip(&mut client, 1, 100);

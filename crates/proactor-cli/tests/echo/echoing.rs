@@ -8,10 +8,11 @@ use std::thread;
 #[cfg(unix)]
 use crate::support::LIMIT;
 use crate::support::{
-    Server, assert_pattern, echo_all, fill, pattern_bytes, read_to_end, round_trip,
+    Server, args_of, assert_pattern, echo_all, fill, is_port, pattern_bytes, read_to_end,
+    round_trip,
 };
 
-crate::on_each_backend!(
+crate::on_each_server!(
     first_line_says_how_it_serves,
     sizes_come_back_whole,
     many_clients_at_once,
@@ -25,19 +26,32 @@ crate::on_each_backend!(
     serves_ipv6,
 );
 
-fn first_line_says_how_it_serves(backend: &str) {
-    let server = Server::start(backend, &["--workers", "3", "--concurrency", "2"]);
+fn first_line_says_how_it_serves(kind: &str) {
+    let more: &[&str] =
+        if is_port(kind) { &["--workers", "3", "--concurrency", "2"] } else { &["--quiet"] };
+    let server = Server::start(kind, more);
     assert_ne!(server.address().port(), 0);
-    assert!(server.first_line.contains(backend), "{}", server.first_line);
-    assert!(server.first_line.contains("3 workers, concurrency 2"), "{}", server.first_line);
+    let parts: &[&str] = match kind {
+        "io_uring" | "epoll" | "iocp" => &[kind, "3 workers, concurrency 2"],
+        "overlapped_io_uring" => &["1 thread in alertable waits", "io_uring"],
+        "overlapped_epoll" => &["1 thread in alertable waits", "epoll"],
+        "overlapped_iocp" => &["1 thread in alertable waits", "iocp"],
+        "alternating" => &["1 thread that alternates"],
+        "threads" => &["a thread for each client"],
+        "readiness" => &["3 event loops"],
+        _ => &["1 event loop", kind],
+    };
+    for part in parts {
+        assert!(server.first_line.contains(part), "{part}: {}", server.first_line);
+    }
     round_trip(&mut server.connect(), 1, 64);
     let ended = server.stop();
     assert_eq!(ended.totals()["sessions"], 1);
     assert_eq!(ended.stdout.len(), 2, "the first line, and the totals: {ended:?}");
 }
 
-fn sizes_come_back_whole(backend: &str) {
-    let server = Server::start(backend, &[]);
+fn sizes_come_back_whole(kind: &str) {
+    let server = Server::start(kind, &[]);
     let mut sum = 0;
     for (seed, len) in
         [1, 2, 64, 4095, 4096, 16_384, 16_385, 65_536, 1 << 20, 5_000_001].into_iter().enumerate()
@@ -53,9 +67,9 @@ fn sizes_come_back_whole(backend: &str) {
     assert_eq!(totals["failures"], 0);
 }
 
-fn many_clients_at_once(backend: &str) {
+fn many_clients_at_once(kind: &str) {
     const CLIENTS: usize = 400;
-    let server = Server::start(backend, &[]);
+    let server = Server::start(kind, &[]);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
     for round in 0..5 {
         for (index, client) in clients.iter_mut().enumerate() {
@@ -75,8 +89,8 @@ fn many_clients_at_once(backend: &str) {
     assert_eq!(totals["bytes_sent"], CLIENTS * 500);
 }
 
-fn half_close_gets_everything_then_the_end(backend: &str) {
-    let server = Server::start(backend, &[]);
+fn half_close_gets_everything_then_the_end(kind: &str) {
+    let server = Server::start(kind, &[]);
     let clients: Vec<_> = (0..20)
         .map(|seed| {
             let mut stream = server.connect();
@@ -96,18 +110,23 @@ fn half_close_gets_everything_then_the_end(backend: &str) {
     assert_eq!((&totals["resets"], &totals["failures"]), (&0.into(), &0.into()));
 }
 
-fn an_end_without_bytes_is_answered_with_an_end(backend: &str) {
-    let server = Server::start(backend, &[]);
+fn an_end_without_bytes_is_answered_with_an_end(kind: &str) {
+    let server = Server::start(kind, &[]);
     let mut stream = server.connect();
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     assert_eq!(server.stop().totals()["sessions"], 1);
 }
 
-fn order_holds_while_handlers_stall(backend: &str) {
+fn order_holds_while_handlers_stall(kind: &str) {
     // Many workers on few processors, handlers that block and spin, and several chunks of each
     // connection under way: neighbours are handled by different threads at the same time.
-    let server = Server::start(backend, &["--workers", "8", "--concurrency", "4", "--stall-marks"]);
+    let more: &[&str] = if is_port(kind) {
+        &["--stall-marks", "--workers", "8", "--concurrency", "4"]
+    } else {
+        &["--stall-marks"]
+    };
+    let server = Server::start(kind, more);
     let clients: Vec<_> = (0..16)
         .map(|seed| {
             let stream = server.connect();
@@ -122,10 +141,10 @@ fn order_holds_while_handlers_stall(backend: &str) {
     assert_eq!(totals["failures"], 0);
 }
 
-fn a_client_that_does_not_read_holds_up_nobody(backend: &str) {
+fn a_client_that_does_not_read_holds_up_nobody(kind: &str) {
     const MOST: usize = 200 << 20;
     const CLIENTS: usize = 4;
-    let server = Server::start(backend, &[]);
+    let server = Server::start(kind, &[]);
     round_trip(&mut server.connect(), 1, 64);
     #[cfg(target_os = "linux")]
     let before_kib = server.status_kib("VmRSS");
@@ -149,9 +168,9 @@ fn a_client_that_does_not_read_holds_up_nobody(backend: &str) {
     assert_eq!(server.stop().totals()["failures"], 0);
 }
 
-fn resets_are_counted_and_harm_nobody(backend: &str) {
+fn resets_are_counted_and_harm_nobody(kind: &str) {
     const RESETS: usize = 50;
-    let server = Server::start(backend, &[]);
+    let server = Server::start(kind, &[]);
     let mut steady = server.connect();
     for seed in 0..RESETS {
         let mut client = server.connect();
@@ -173,11 +192,11 @@ fn resets_are_counted_and_harm_nobody(backend: &str) {
 }
 
 #[cfg(unix)]
-fn serves_a_unix_socket(backend: &str) {
+fn serves_a_unix_socket(kind: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo");
     let mut command = Command::new(env!("CARGO_BIN_EXE_proactor"));
-    command.args(["echo", "--json", "--backend", backend, "--listen"]);
+    command.args(["echo", "--json"]).args(args_of(kind)).arg("--listen");
     command.arg(format!("unix:{}", path.display()));
     let server = Server::spawn(command);
     assert_eq!(server.address_text(), format!("unix:{}", path.display()));
@@ -191,13 +210,13 @@ fn serves_a_unix_socket(backend: &str) {
     assert!(!path.exists(), "the socket's path is removed");
 }
 
-fn serves_ipv6(backend: &str) {
+fn serves_ipv6(kind: &str) {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         eprintln!("skipped: this machine has no IPv6 loopback");
         return;
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_proactor"));
-    command.args(["echo", "--json", "--backend", backend, "--listen", "[::1]:0"]);
+    command.args(["echo", "--json", "--listen", "[::1]:0"]).args(args_of(kind));
     let server = Server::spawn(command);
     assert!(server.address().is_ipv6());
     echo_all(server.connect(), 1, 100_000, 1000);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{LIMIT, Server, assert_pattern, pattern_bytes, round_trip};
 
-crate::on_each_backend!(
+crate::on_each_server!(
     #[cfg(target_os = "linux")]
     without_descriptors_accepting_pauses_and_recovers,
     a_limit_on_sessions_makes_further_clients_wait,
@@ -17,8 +17,8 @@ crate::on_each_backend!(
 const CLIENTS: usize = 200;
 
 #[cfg(target_os = "linux")]
-fn without_descriptors_accepting_pauses_and_recovers(backend: &str) {
-    let mut server = Server::start_limited(backend, 64, &[]);
+fn without_descriptors_accepting_pauses_and_recovers(kind: &str) {
+    let mut server = Server::start_limited(kind, 64, &[]);
     let mut waiting: Vec<TcpStream> = (0..CLIENTS).map(|_| server.connect()).collect();
     for (seed, client) in waiting.iter_mut().enumerate() {
         client.write_all(&pattern_bytes(seed as u64, 0, 100)).unwrap();
@@ -52,8 +52,8 @@ fn without_descriptors_accepting_pauses_and_recovers(backend: &str) {
     assert!((1..=3).contains(&pauses), "one line for each pause: {:?}", ended.stderr);
 }
 
-fn a_limit_on_sessions_makes_further_clients_wait(backend: &str) {
-    let server = Server::start(backend, &["--max-sessions", "2"]);
+fn a_limit_on_sessions_makes_further_clients_wait(kind: &str) {
+    let server = Server::start(kind, &["--max-sessions", "2"]);
     let mut first = server.connect();
     let mut second = server.connect();
     round_trip(&mut first, 1, 100);

@@ -1,33 +1,42 @@
-//! `proactor echo`, run as a program, on each backend of this machine.
+//! `proactor echo`, run as a program: the port and the overlapped model on each backend of this
+//! machine, threads, and readiness loops with all that they can wait with.
 
 mod drain;
 mod echoing;
 mod limits;
+mod loaded;
+// It names backends of Linux, and reads what it says of a process.
+#[cfg(target_os = "linux")]
+mod models;
 mod refusals;
 mod support;
 
-/// Makes a test of each function for each backend. A backend that is not to be had is skipped, and
-/// the test says why.
-macro_rules! on_each_backend {
+/// Makes a test of each function for each kind of server. A backend that is not to be had is
+/// skipped, and the test says why.
+macro_rules! on_each_server {
     ($($(#[$attribute:meta])* $name:ident),* $(,)?) => {
         #[cfg(not(windows))]
-        mod io_uring {
-            $($(#[$attribute])* #[test] fn $name() {
-                crate::support::run("io_uring", super::$name);
-            })*
-        }
-        #[cfg(not(windows))]
-        mod epoll {
-            $($(#[$attribute])* #[test] fn $name() {
-                crate::support::run("epoll", super::$name);
-            })*
-        }
+        $crate::servers!([$($(#[$attribute])* $name),*] io_uring, epoll, overlapped_io_uring,
+            overlapped_epoll, alternating, threads, readiness, poll, select);
         #[cfg(windows)]
-        mod iocp {
+        $crate::servers!([$($(#[$attribute])* $name),*] iocp, overlapped_iocp, alternating,
+            threads, readiness);
+    };
+}
+pub(crate) use on_each_server;
+
+macro_rules! servers {
+    ($names:tt $($server:ident),*) => { $($crate::server!($server $names);)* };
+}
+pub(crate) use servers;
+
+macro_rules! server {
+    ($server:ident [$($(#[$attribute:meta])* $name:ident),*]) => {
+        mod $server {
             $($(#[$attribute])* #[test] fn $name() {
-                crate::support::run("iocp", super::$name);
+                crate::support::run(stringify!($server), super::$name);
             })*
         }
     };
 }
-pub(crate) use on_each_backend;
+pub(crate) use server;

@@ -13,15 +13,43 @@ use serde_json::Value;
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_proactor");
 
-/// Runs a test on a backend, or says why it cannot.
-pub(crate) fn run(backend: &str, test: fn(&str)) {
+/// The arguments that make `proactor echo` this kind of server.
+pub(crate) fn args_of(server: &str) -> &'static [&'static str] {
+    match server {
+        "auto" => &[],
+        "io_uring" => &["--backend", "io_uring"],
+        "epoll" => &["--backend", "epoll"],
+        "overlapped_io_uring" => &["--model", "overlapped", "--backend", "io_uring"],
+        "iocp" => &["--backend", "iocp"],
+        "overlapped_iocp" => &["--model", "overlapped", "--backend", "iocp"],
+        "overlapped_epoll" => &["--model", "overlapped", "--backend", "epoll"],
+        "alternating" => &["--model", "overlapped", "--alternate-accept"],
+        "threads" => &["--model", "threads"],
+        // More loops than this machine may have processors, so that connections are handed over.
+        "readiness" => &["--model", "readiness", "--workers", "3"],
+        "poll" => &["--model", "readiness", "--readiness", "poll"],
+        "select" => &["--model", "readiness", "--readiness", "select"],
+        _ => panic!("no such server: {server}"),
+    }
+}
+
+/// Whether it is a server on a completion port.
+pub(crate) fn is_port(server: &str) -> bool {
+    !args_of(server).contains(&"--model")
+}
+
+/// Runs a test on a kind of server, or says why it cannot.
+pub(crate) fn run(server: &str, test: fn(&str)) {
+    if !server.ends_with("io_uring") {
+        return test(server);
+    }
     let report = Command::new(PROGRAM).args(["doctor", "--json"]).output().expect("it starts");
     let report: Value = serde_json::from_slice(&report.stdout).expect("the report is JSON");
     let backends = report["backends"].as_array().expect("a list");
-    let state = backends.iter().find(|state| state["name"] == backend).expect("it is listed");
+    let state = backends.iter().find(|state| state["name"] == "io_uring").expect("it is listed");
     match &state["refusal"] {
-        Value::Null => test(backend),
-        refusal => eprintln!("skipped: {backend} is not to be had here: {refusal}"),
+        Value::Null => test(server),
+        refusal => eprintln!("skipped: io_uring is not to be had here: {refusal}"),
     }
 }
 
@@ -55,20 +83,20 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts `proactor echo` on a free port of the loopback, with JSON totals.
-    pub(crate) fn start(backend: &str, more: &[&str]) -> Self {
+    pub(crate) fn start(server: &str, more: &[&str]) -> Self {
         let mut command = Command::new(PROGRAM);
-        command.args(["echo", "--listen", "127.0.0.1:0", "--json", "--backend", backend]);
-        command.args(more);
+        command.args(["echo", "--listen", "127.0.0.1:0", "--json"]);
+        command.args(args_of(server)).args(more);
         Self::spawn(command)
     }
 
     /// The same with a limit on descriptors.
     #[cfg(unix)]
-    pub(crate) fn start_limited(backend: &str, descriptors: usize, more: &[&str]) -> Self {
+    pub(crate) fn start_limited(server: &str, descriptors: usize, more: &[&str]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), PROGRAM]);
-        command.args(["echo", "--listen", "127.0.0.1:0", "--json", "--backend", backend]);
-        command.args(more);
+        command.args(["echo", "--listen", "127.0.0.1:0", "--json"]);
+        command.args(args_of(server)).args(more);
         Self::spawn(command)
     }
 
