@@ -167,8 +167,10 @@ impl Session {
         match retry(|| (&self.stream).read(lent.buffer))? {
             Some(count) => {
                 // What the loop waits with tells of it again; or, with edges, less than was asked
-                // for means that there is no more (epoll(7)), unless the end is behind it.
-                let may_have_more = count == lent.buffer.len() || self.is_closed;
+                // for means that there is no more (epoll(7)), unless the end is behind it. Where
+                // there is no epoll, mio tells of more only after a call that would have blocked.
+                let may_have_more =
+                    count == lent.buffer.len() || self.is_closed || !cfg!(target_os = "linux");
                 self.is_readable = lent.is_edge_triggered && may_have_more;
                 Ok(Some(count))
             }
