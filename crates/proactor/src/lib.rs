@@ -73,8 +73,9 @@ pub use buffer::{PoolBuffer, SendBuffer};
 pub use error::{AssociateError, DequeueError, Error, ErrorKind, Rejected};
 pub use operation::{Operation, OperationId, OperationKind};
 pub use port::{
-    Accepted, Associate, AssociatedFile, Builder, Completion, CompletionPort, DatagramSocket,
-    ListenSocket, PortCounters, StreamSocket,
+    Accepted, Associate, AssociatedFile, BatchSizes, Builder, Completion, CompletionPort,
+    DatagramSocket, ListenSocket, PortCounters, PortSnapshot, StreamSocket, WorkerSnapshot,
+    WorkerState,
 };
 
 /// The programs of the guide and of the README compile: they are documentation tests.

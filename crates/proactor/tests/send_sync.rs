@@ -87,6 +87,8 @@ fn values_are_send_and_sync() {
     assert_send::<AssociateError<std::net::TcpStream>>();
     assert_sync::<AssociateError<std::net::TcpStream>>();
     assert_send::<PortCounters>();
+    assert_send::<proactor::PortSnapshot>();
+    assert_sync::<proactor::PortSnapshot>();
     assert_sync::<PortCounters>();
     assert_send::<BackendChoice>();
     assert_sync::<BackendChoice>();

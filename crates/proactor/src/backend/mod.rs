@@ -51,7 +51,7 @@ use socket2::{SockRef, Socket};
 
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
-use crate::port::{Completion, Config, PortCounters};
+use crate::port::{Completion, Config, PortCounters, PortSnapshot};
 
 /// A completion port of one kind of kernel. Every method may be called from any thread.
 pub(crate) trait Backend: Send + Sync {
@@ -61,6 +61,10 @@ pub(crate) trait Backend: Send + Sync {
     fn concurrency(&self) -> usize;
     /// What the port has done so far.
     fn counters(&self) -> PortCounters;
+    /// How the port is doing now, as far as the backend knows: what it cannot tell is `None`.
+    fn snapshot(&self) -> PortSnapshot {
+        PortSnapshot::with_counters(self.concurrency(), self.counters())
+    }
     /// Takes a source in, or gives it back.
     fn associate(
         self: Arc<Self>,

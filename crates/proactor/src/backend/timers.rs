@@ -50,7 +50,6 @@ impl TimerQueue {
     }
 
     /// How many timers are pending.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.heap.len()
     }

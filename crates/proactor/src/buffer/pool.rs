@@ -66,6 +66,17 @@ impl Pool {
         self.total_buffers.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the buffers that the pool has allocated.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.total_buffers() * self.buffer_bytes
+    }
+
+    /// Bytes of the buffers that were in receivers' hands when that was last noted.
+    pub(crate) fn lent_bytes(&self) -> usize {
+        let available = self.available.load(Ordering::Relaxed);
+        self.maximum_buffers.saturating_sub(available) * self.buffer_bytes
+    }
+
     /// Moves every free buffer to `into`: one short lock for a whole batch.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_free(&self, into: &mut Vec<u16>) {

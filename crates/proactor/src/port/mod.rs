@@ -2,6 +2,7 @@
 
 mod builder;
 mod completion;
+mod snapshot;
 mod source;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::operation::{Operation, OperationId, OperationKind, Payload};
 pub use builder::Builder;
 pub(crate) use builder::Config;
 pub use completion::Completion;
+pub use snapshot::{BatchSizes, PortSnapshot, WorkerSnapshot, WorkerState};
 pub use source::{Accepted, Associate, AssociatedFile, DatagramSocket, ListenSocket, StreamSocket};
 
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -101,6 +103,15 @@ impl CompletionPort {
     /// What the port has done so far.
     pub fn counters(&self) -> PortCounters {
         self.backend.counters()
+    }
+
+    /// How the port is doing right now: its queue, what each thread is doing, batch sizes, buffers.
+    ///
+    /// Any thread may ask, at any time, also one that does not belong to the port; no thread of
+    /// the port is stopped for it, nor waits longer than it takes to copy a number. It allocates a
+    /// list of the threads, so ask some times a second, not for each packet.
+    pub fn snapshot(&self) -> PortSnapshot {
+        self.backend.snapshot()
     }
 
     /// Associates a socket or a file with the port: packets of its operations carry `key`.

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use super::syscall;
+use crate::operation::OperationKind;
 use crate::port::Completion;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,6 +79,8 @@ pub(crate) struct Central {
     shared: Mutex<Shared>,
     /// Mirrors of what the locks guard, for a look without them.
     incoming_len: AtomicUsize,
+    /// Posts so far; written under the lock of `incoming`.
+    posted: std::sync::atomic::AtomicU64,
     queue_len: AtomicUsize,
     parked_count: AtomicUsize,
     active: AtomicUsize,
@@ -130,6 +133,7 @@ impl Central {
                 closed: false,
             }),
             incoming_len: AtomicUsize::new(0),
+            posted: std::sync::atomic::AtomicU64::new(0),
             queue_len: AtomicUsize::new(0),
             parked_count: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
@@ -173,6 +177,16 @@ impl Central {
         self.queue_len.load(Ordering::Relaxed) + self.incoming_len.load(Ordering::SeqCst)
     }
 
+    /// Packets that were posted.
+    pub(crate) fn posted(&self) -> u64 {
+        self.posted.load(Ordering::Relaxed)
+    }
+
+    /// Workers that hold a slot.
+    pub(crate) fn active(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
     /// Times that a parked worker was woken, and that a blocked one lost its slot.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.wakes.load(Ordering::Relaxed), self.blocked.load(Ordering::Relaxed))
@@ -193,6 +207,9 @@ impl Central {
         let mut incoming = self.lock_incoming();
         if incoming.closed {
             return Err(packet);
+        }
+        if packet.kind() == OperationKind::Post {
+            self.posted.store(self.posted.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
         incoming.queue.push_back(packet);
         self.incoming_len.store(incoming.queue.len(), Ordering::SeqCst);
@@ -416,9 +433,16 @@ impl Central {
 pub(crate) struct Sink<'a> {
     pub(crate) central: &'a Central,
     pub(crate) local: Option<&'a mut VecDeque<Completion>>,
+    /// Packets that were queued through this.
+    pub(crate) pushed: usize,
 }
 
-impl Sink<'_> {
+impl<'a> Sink<'a> {
+    /// A way into the queue of a worker, or else into the shared one.
+    pub(crate) fn new(central: &'a Central, local: Option<&'a mut VecDeque<Completion>>) -> Self {
+        Self { central, local, pushed: 0 }
+    }
+
     /// Whether the worker has packets of its own at hand.
     pub(crate) fn has_local(&self) -> bool {
         self.local.as_ref().is_some_and(|local| !local.is_empty())
@@ -426,6 +450,7 @@ impl Sink<'_> {
 
     /// Queues a packet.
     pub(crate) fn push(&mut self, packet: Completion) {
+        self.pushed += 1;
         if let Some(local) = &mut self.local
             && self.central.queued() == 0
         {

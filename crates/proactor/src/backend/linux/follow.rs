@@ -101,7 +101,7 @@ mod tests {
         let stuck = Poller::<EpollDriver>::new(&wakes[1]).unwrap();
         let central = Central::new(1);
         let poll = |timeout| {
-            let mut sink = Sink { central: &central, local: None };
+            let mut sink = Sink::new(&central, None);
             follower.poll(Some(timeout), None, None, &mut sink).unwrap()
         };
         follower.follow(&stuck, 7).unwrap();

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `engine` | the port: register a thread, dequeue, post, close |
 //! | `central` | the shared queue, parked threads, slots (the concurrency limit) |
+//! | `counters` | what workers count; the snapshot |
 //! | `worker` | one thread that dequeues: its queue, its driver, its lock |
 //! | `watch` | finding threads that are stuck in a handler, and taking over from them |
 //! | `follow` | letting the sockets of a stuck thread wake an idle one |
@@ -14,6 +15,7 @@
 //! | `syscall`, `errno` | raw calls and their errors |
 
 pub(crate) mod central;
+mod counters;
 mod datagram;
 pub(crate) mod driver;
 mod engine;

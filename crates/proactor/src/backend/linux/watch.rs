@@ -192,7 +192,7 @@ impl<D: Driver> Engine<D> {
                 continue;
             }
             let turn = other.slot.turn.load(Ordering::Acquire);
-            let waits = other.wait_calls.load(Ordering::Relaxed);
+            let waits = other.counters.wait_calls.load(Ordering::Relaxed);
             let before = local.sightings.note(other.slot.index, turn, waits);
             let in_handler = turn.is_multiple_of(2);
             if in_handler && before.repeats > GONE_LOOKS && other.poller.count() == 0 {
@@ -227,8 +227,9 @@ impl<D: Driver> Engine<D> {
         let Local { driver, queue, .. } = &mut *local;
         let mut taken = queue.len();
         self.central.prepend(queue);
+        stuck.counters.queued_packets.store(queue.len(), Ordering::Relaxed);
         if let Some(driver) = driver {
-            let mut sink = Sink { central: &self.central, local: None };
+            let mut sink = Sink::new(&self.central, None);
             taken += driver.rescue(&stuck.poller, &mut sink);
         }
         self.rescues.fetch_add(taken as u64, Ordering::Relaxed);
@@ -250,6 +251,7 @@ impl<D: Driver> Engine<D> {
         let count = local.queue.len();
         if count >= BACKLOG {
             let mut half = local.queue.split_off(count - count / 2);
+            busy.counters.queued_packets.store(local.queue.len(), Ordering::Relaxed);
             self.rescues.fetch_add(half.len() as u64, Ordering::Relaxed);
             self.central.prepend(&mut half);
         }

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use super::central::{Sink, Slot};
+use super::counters::WorkerCounters;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::errno::error_of;
@@ -15,6 +16,7 @@ use super::poller::Poller;
 use super::socket::{Context, Socket};
 use super::syscall;
 use super::watch::Sightings;
+use crate::buffer::Pool;
 use crate::error::Error;
 use crate::operation::OperationKind;
 use crate::port::Completion;
@@ -32,9 +34,9 @@ pub(crate) struct Worker<D: Driver> {
     /// Sources that ask to be served here.
     inbox: Mutex<Vec<Arc<Socket<D>>>>,
     inbox_len: AtomicUsize,
-    pub(crate) wait_calls: AtomicU64,
-    /// Bytes of receive buffers that its pool holds.
-    pub(crate) pool_bytes: AtomicU64,
+    pub(crate) counters: WorkerCounters,
+    /// What its receives are fed from.
+    pub(crate) pool: Arc<Pool>,
     /// The worker that its sockets wake while it is stuck, and in which turn; see `follow`.
     pub(crate) follower: AtomicU64,
 }
@@ -60,6 +62,7 @@ impl<D: Driver> Worker<D> {
         let wake = syscall::eventfd().map_err(|errno| error_of(OperationKind::Dequeue, errno))?;
         let poller = Poller::new(&wake)?;
         let driver = D::open(&engine.config, &poller, wake.as_raw_fd())?;
+        let pool = Arc::clone(driver.pool());
         let slot = Arc::new(Slot::new(index, wake));
         Ok(Arc::new(Self {
             slot,
@@ -75,8 +78,8 @@ impl<D: Driver> Worker<D> {
             }),
             inbox: Mutex::new(Vec::new()),
             inbox_len: AtomicUsize::new(0),
-            wait_calls: AtomicU64::new(0),
-            pool_bytes: AtomicU64::new(0),
+            counters: WorkerCounters::default(),
+            pool,
             follower: AtomicU64::new(0),
         }))
     }
@@ -113,7 +116,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let sockets = self.take_inbox();
-        let mut sink = Sink { central: &engine.central, local: Some(&mut local.queue) };
+        let mut sink = Sink::new(&engine.central, Some(&mut local.queue));
         let mut context = Context::new(local.driver.as_mut(), Some(self.slot.index), &mut sink);
         for socket in &sockets {
             socket.serve(&mut context);
@@ -137,7 +140,7 @@ impl<D: Driver> Worker<D> {
         let Local { driver, queue, .. } = &mut *local;
         let driver = driver.take();
         if let Some(mut driver) = driver {
-            let mut sink = Sink { central: &engine.central, local: Some(queue) };
+            let mut sink = Sink::new(&engine.central, Some(queue));
             driver.retire(&mut sink);
         }
         let mut packets = std::mem::take(queue);

@@ -78,7 +78,7 @@ impl<D: Driver> Engine<D> {
             return;
         }
         let mut timers = lock(&self.timers);
-        let mut sink = Sink { central: &self.central, local: Some(&mut local.queue) };
+        let mut sink = Sink::new(&self.central, Some(&mut local.queue));
         timers.pop_expired(clock(), |packet| sink.push(packet));
         self.note_next_deadline(&timers);
     }

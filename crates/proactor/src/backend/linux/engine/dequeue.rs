@@ -105,14 +105,12 @@ impl<D: Driver> Engine<D> {
     ) -> Result<(), DequeueError> {
         let Local { driver, queue, .. } = local;
         let Some(driver) = driver else { return Err(DequeueError::Closed) };
-        let mut sink = Sink { central: &self.central, local: Some(queue) };
+        let mut sink = Sink::new(&self.central, Some(queue));
         driver
             .turn(wait, &worker.poller, worker.slot.index, &mut sink)
             .map_err(DequeueError::Failed)?;
-        worker.wait_calls.store(driver.wait_calls(), Ordering::Relaxed);
-        let pool = driver.pool();
-        let pool_bytes = (pool.total_buffers() * pool.buffer_bytes()) as u64;
-        worker.pool_bytes.store(pool_bytes, Ordering::Relaxed);
+        worker.counters.note_batch(sink.pushed);
+        worker.counters.wait_calls.store(driver.wait_calls(), Ordering::Relaxed);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Engine, lock};
 use crate::backend::linux::central::Sink;
+use crate::backend::linux::counters::inherit;
 use crate::backend::linux::driver::Driver;
 use crate::backend::linux::errno::error_of;
 use crate::backend::linux::socket::{Context, Socket, SourceKind};
@@ -54,7 +55,7 @@ impl<D: Driver> Engine<D> {
         let orphans = std::mem::take(&mut *lock(&self.orphans));
         let mut local = worker.lock();
         let Local { driver, queue, .. } = &mut *local;
-        let mut sink = Sink { central: &self.central, local: Some(queue) };
+        let mut sink = Sink::new(&self.central, Some(queue));
         let mut context = Context::new(driver.as_mut(), Some(index), &mut sink);
         for socket in &orphans {
             socket.settle(&worker, &mut context);
@@ -76,7 +77,8 @@ impl<D: Driver> Engine<D> {
         self.past_dequeued
             .fetch_add(worker.slot.dequeued_packets.load(Ordering::Relaxed), Ordering::Relaxed);
         self.past_wait_calls
-            .fetch_add(worker.wait_calls.load(Ordering::Relaxed), Ordering::Relaxed);
+            .fetch_add(worker.counters.wait_calls.load(Ordering::Relaxed), Ordering::Relaxed);
+        inherit(&mut lock(&self.past_batches), worker);
         let sockets: Vec<_> = worker
             .poller
             .residents()
@@ -153,7 +155,7 @@ impl<D: Driver> Engine<D> {
             std::mem::take(&mut *starved)
         };
         let Local { driver, queue, .. } = local;
-        let mut sink = Sink { central: &self.central, local: Some(queue) };
+        let mut sink = Sink::new(&self.central, Some(queue));
         let mut context = Context::new(driver.as_mut(), Some(worker.slot.index), &mut sink);
         for socket in &starved {
             socket.serve(&mut context);

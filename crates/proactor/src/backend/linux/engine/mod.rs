@@ -21,7 +21,7 @@ use crate::backend::{Backend, BackendDescription, BackendSource, RawSource};
 use crate::buffer::Pool;
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
-use crate::port::{Completion, Config, PortCounters};
+use crate::port::{BatchSizes, Completion, Config, PortCounters, PortSnapshot};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::now as clock;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -59,6 +59,7 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) rescues: AtomicU64,
     past_dequeued: AtomicU64,
     past_wait_calls: AtomicU64,
+    past_batches: Mutex<BatchSizes>,
 }
 
 static NEXT_ENGINE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
@@ -98,6 +99,7 @@ impl<D: Driver> Engine<D> {
             rescues: AtomicU64::new(0),
             past_dequeued: AtomicU64::new(0),
             past_wait_calls: AtomicU64::new(0),
+            past_batches: Mutex::new(BatchSizes::default()),
         })
     }
 
@@ -118,16 +120,25 @@ impl<D: Driver> Engine<D> {
         self.worker_count.load(Ordering::Relaxed)
     }
 
+    /// What workers that have gone had counted.
+    pub(super) fn past_batches(&self) -> BatchSizes {
+        *lock(&self.past_batches)
+    }
+
+    pub(super) fn pending_timers(&self) -> usize {
+        lock(&self.timers).len()
+    }
+
     /// Runs `act` as the worker that the calling thread is, or as none.
     pub(crate) fn in_context<R>(&self, act: impl FnOnce(&mut Context<'_, '_, D>) -> R) -> R {
         worker::with_current::<D, R>(self.id, |worker| {
             let Some(worker) = worker else {
-                let mut sink = Sink { central: &self.central, local: None };
+                let mut sink = Sink::new(&self.central, None);
                 return act(&mut Context::new(None, None, &mut sink));
             };
             let mut local = worker.lock();
             let Local { driver, queue, .. } = &mut *local;
-            let mut sink = Sink { central: &self.central, local: Some(queue) };
+            let mut sink = Sink::new(&self.central, Some(queue));
             act(&mut Context::new(driver.as_mut(), Some(worker.slot.index), &mut sink))
         })
     }
@@ -157,14 +168,18 @@ impl<D: Driver> Backend for Engine<D> {
             rescues: self.rescues.load(Ordering::Relaxed),
             blocked_threads,
             wakes,
-            pool_bytes: (self.pool.total_buffers() * self.pool.buffer_bytes()) as u64,
+            pool_bytes: self.pool.held_bytes() as u64,
         };
         for worker in self.workers().iter().flatten() {
             counters.dequeued_packets += worker.slot.dequeued_packets.load(Ordering::Relaxed);
-            counters.wait_calls += worker.wait_calls.load(Ordering::Relaxed);
-            counters.pool_bytes += worker.pool_bytes.load(Ordering::Relaxed);
+            counters.wait_calls += worker.counters.wait_calls.load(Ordering::Relaxed);
+            counters.pool_bytes += worker.pool.held_bytes() as u64;
         }
         counters
+    }
+
+    fn snapshot(&self) -> PortSnapshot {
+        self.snapshot_now()
     }
 
     fn associate(
@@ -229,6 +244,7 @@ impl<D: Driver> Backend for Engine<D> {
                 }
                 Err(_) => self.central.hold_beyond_limit(slot),
             }
+            worker.counters.queued_packets.store(local.queue.len(), Ordering::Relaxed);
             slot.turn.store(turn + 1, Ordering::Release);
             result
         };
@@ -305,6 +321,7 @@ impl<D: Driver> Backend for Engine<D> {
             }
             // Its packets go to whoever is released in its place, the oldest first.
             self.central.prepend(&mut local.queue);
+            worker.counters.queued_packets.store(local.queue.len(), Ordering::Relaxed);
             drop(local);
             self.central.give_up(&worker.slot)
         })
