@@ -1,5 +1,6 @@
 //! How a subcommand fails: one line for stderr and an exit code.
 
+use std::fmt;
 use std::process::ExitCode;
 
 /// The exit code for a bad flag or address.
@@ -29,5 +30,11 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         eprintln!("proactor: {}", self.line);
         ExitCode::from(self.exit_code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.line)
     }
 }

@@ -1,6 +1,7 @@
 //! The `proactor` command: an echo server on the completion port, a load
 //! generator that checks every byte, and a machine check-up.
 
+mod compare;
 mod doctor;
 mod echo;
 mod failure;
@@ -35,6 +36,8 @@ enum Action {
     Echo(echo::EchoArgs),
     /// Load an echo server, check every byte, and report rates and latencies.
     Load(Box<load::LoadArgs>),
+    /// Compare server models, each in a process of its own, under the same load.
+    Compare(Box<compare::CompareArgs>),
     /// Look at this machine and say which parts of the library work on it, and how.
     Doctor(doctor::DoctorArgs),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let result = match command.action {
         Action::Echo(args) => echo::run(&args),
         Action::Load(args) => load::run(&args),
+        Action::Compare(args) => compare::run(&args),
         Action::Doctor(args) => doctor::run(&args),
     };
     match result {

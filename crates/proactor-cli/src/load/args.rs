@@ -201,7 +201,7 @@ impl LoadArgs {
     }
 }
 
-fn parse_count(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     match text.replace('_', "").parse::<usize>() {
         Ok(count @ 1..=10_000_000) => Ok(count),
         _ => Err("expected a whole number from 1 to 10000000".into()),
@@ -226,7 +226,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const HINT: &str = "expected a time, for example 5s, 500ms or 2m";
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);

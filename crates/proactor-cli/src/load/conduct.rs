@@ -50,6 +50,17 @@ pub(crate) struct Samples {
     pub(crate) last: Usage,
 }
 
+/// A moment of a load at which whoever had it run may look at something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Before the first connect.
+    Idle,
+    /// Measuring begins.
+    First,
+    /// Sending stops; the connections are open still, except in a churn.
+    Last,
+}
+
 /// What a thread says to the main thread.
 enum News {
     Ready,
@@ -72,6 +83,7 @@ pub(crate) fn conduct(
     server_pid: Option<u32>,
     show_progress: bool,
     interrupted: &AtomicBool,
+    observe: &mut dyn FnMut(Moment),
 ) -> Result<Outcome, Failure> {
     let progress = Progress::new(show_progress, plan.connections, is_churn(&plan));
     let threads = plan.threads;
@@ -88,6 +100,7 @@ pub(crate) fn conduct(
         tally: Tally::new(),
         server: Sampler::new(server_pid)?,
         client: Sampler::new(Some(std::process::id())).unwrap_or_default(),
+        observe,
     };
     conductor.run()?;
     conductor.progress.clear();
@@ -139,12 +152,14 @@ struct Conductor<'a> {
     tally: Tally,
     server: Sampler,
     client: Sampler,
+    observe: &'a mut dyn FnMut(Moment),
 }
 
 impl Conductor<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         self.server.sample(|samples, now| samples.idle = now);
         self.client.sample(|samples, now| samples.idle = now);
+        (self.observe)(Moment::Idle);
         let connect_limit_ns = self.connect_limit_ns();
         self.wait(connect_limit_ns, |conductor| conductor.waiting_for == 0)?;
         let control = &self.shared.control;
@@ -156,6 +171,7 @@ impl Conductor<'_> {
         self.wait_until(from_ns)?;
         self.server.sample(|samples, now| samples.first = now);
         self.client.sample(|samples, now| samples.first = now);
+        (self.observe)(Moment::First);
         // Ctrl-C can bring the end forward, so it is asked for again and again.
         while self.running > 0 && self.shared.control.now_ns() < self.shared.control.stop_ns() {
             let tick_ns = self.shared.control.now_ns() + TICK_NS;
@@ -164,6 +180,7 @@ impl Conductor<'_> {
         self.shared.control.stop_now();
         self.server.sample(|samples, now| samples.last = now);
         self.client.sample(|samples, now| samples.last = now);
+        (self.observe)(Moment::Last);
         let drain_limit_ns =
             self.shared.control.now_ns() + duration_ns(self.shared.plan.timeout) + GRACE_NS;
         self.wait(drain_limit_ns, |conductor| conductor.running == 0)

@@ -7,23 +7,23 @@
 
 #![forbid(unsafe_code)]
 
-mod address;
-mod args;
-mod conduct;
+pub(crate) mod address;
+pub(crate) mod args;
+pub(crate) mod conduct;
 mod connection;
 mod control;
 mod engine;
 mod opening;
-mod own_server;
+pub(crate) mod own_server;
 mod pattern;
-mod process;
+pub(crate) mod process;
 mod progress;
-mod report;
+pub(crate) mod report;
 mod schedule;
 mod slot;
-mod stream;
+pub(crate) mod stream;
 mod table;
-mod tally;
+pub(crate) mod tally;
 mod transfer;
 mod wakeup;
 
@@ -38,7 +38,7 @@ use self::stream::Connector;
 use crate::failure::Failure;
 
 /// Connections to one address above which the ephemeral ports of one source could run out.
-const ONE_SOURCE_LIMIT: usize = 20_000;
+pub(crate) const ONE_SOURCE_LIMIT: usize = 20_000;
 /// Descriptors that are not connections: the poll, the timer, stdio, the server's output.
 const OTHER_DESCRIPTORS: u64 = 64;
 
@@ -61,7 +61,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), Failure> {
         matches!(plan.pace, args::Pace::Churn { .. }) || plan.connections > ONE_SOURCE_LIMIT;
     let connector = Connector::new(endpoint, plan.reset, spread_sources);
     let show_progress = !args.quiet && !args.json;
-    let outcome = conduct::conduct(plan, connector, server_pid, show_progress, &interrupted)?;
+    let outcome =
+        conduct::conduct(plan, connector, server_pid, show_progress, &interrupted, &mut |_| {})?;
     let stopped = server.map(OwnServer::stop).transpose();
     let (server_output, server_failure) = match stopped {
         Ok(output) => (output, None),
@@ -103,7 +104,7 @@ fn print_json(report: &Report) -> io::Result<()> {
 }
 
 /// Makes sure that there are descriptors for all connections.
-fn check_descriptor_limit(plan: &Plan) -> Result<(), Failure> {
+pub(crate) fn check_descriptor_limit(plan: &Plan) -> Result<(), Failure> {
     let needed = plan.connections as u64 + plan.threads as u64 * 2 + OTHER_DESCRIPTORS;
     match process::raise_descriptor_limit() {
         Some(limit) if limit < needed => Err(Failure::usage(format!(
