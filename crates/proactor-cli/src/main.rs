@@ -7,6 +7,8 @@ mod echo;
 mod failure;
 mod interrupt;
 mod load;
+mod status;
+mod watch;
 
 use std::io;
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ enum Action {
     Echo(echo::EchoArgs),
     /// Load an echo server, check every byte, and report rates and latencies.
     Load(Box<load::LoadArgs>),
+    /// Watch a server that runs with `echo --status`: what each thread does, rates, slow sessions.
+    Watch(watch::WatchArgs),
     /// Compare server models, each in a process of its own, under the same load.
     Compare(Box<compare::CompareArgs>),
     /// Look at this machine and say which parts of the library work on it, and how.
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
     let result = match command.action {
         Action::Echo(args) => echo::run(&args),
         Action::Load(args) => load::run(&args),
+        Action::Watch(args) => watch::run(&args),
         Action::Compare(args) => compare::run(&args),
         Action::Doctor(args) => doctor::run(&args),
     };

@@ -7,6 +7,7 @@ use proactor::BackendChoice;
 
 use super::stall::Handler;
 use crate::failure::Failure;
+use crate::status::address::StatusAddress;
 
 /// The most threads that a server may be given.
 const THREAD_LIMIT: usize = 1024;
@@ -125,6 +126,11 @@ pub(crate) struct EchoArgs {
         value_parser = clap::value_parser!(u64).range(..=WORK_LIMIT_US))]
     pub(crate) work_us: u64,
 
+    /// Say how the server is doing to whoever connects here (`proactor watch`): 127.0.0.1:PORT or
+    /// unix:PATH. Local only, read only; any local user may look at a port, only you at a path.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) status: Option<StatusAddress>,
+
     /// Print the totals as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -138,13 +144,14 @@ impl EchoArgs {
     /// Refuses flags that mean nothing to the model.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         use Model::{Overlapped, Port, Readiness};
-        let flags: [(&str, bool, &[Model]); 6] = [
+        let flags: [(&str, bool, &[Model]); 7] = [
             ("--alternate-accept", self.alternate_accept, &[Overlapped]),
             ("--readiness", self.readiness.is_some(), &[Readiness]),
             ("--workers", self.workers.is_some(), &[Port, Readiness]),
             ("--concurrency", self.concurrency.is_some(), &[Port]),
             ("--backend", self.backend.is_some(), &[Port, Overlapped]),
             ("--accepts", self.accepts.is_some(), &[Port, Overlapped]),
+            ("--status", self.status.is_some(), &[Port]),
         ];
         for (flag, is_given, models) in flags {
             if is_given && !models.contains(&self.model) {

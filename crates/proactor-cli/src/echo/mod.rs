@@ -18,6 +18,7 @@
 //! | `accept` | outstanding accepts, limits, the pause when descriptors run out |
 //! | `session`, `order` | one connection, and its packets in order |
 //! | `table`, `kit` | sessions by number; what a worker keeps for reuse |
+//! | `status`, `meter` | what those who watch are told, and what is measured for them |
 //!
 //! The other models have a folder each: `threads`, `readiness`, `overlapped`. What they have in
 //! common with the port is what a client sees, and the command line.
@@ -27,6 +28,7 @@ mod args;
 mod kit;
 mod limits;
 mod listen;
+mod meter;
 mod order;
 mod overlapped;
 mod pause;
@@ -34,6 +36,7 @@ mod readiness;
 mod server;
 mod session;
 mod stall;
+mod status;
 mod stop;
 mod table;
 mod threads;
@@ -51,6 +54,7 @@ use crate::failure::Failure;
 use crate::interrupt::Watch;
 use listen::Listening;
 use server::{KEY_DRAIN, KEY_LISTENER, Server, Settings};
+use status::StatusEndpoint;
 use totals::{Tally, Totals, Work};
 
 pub(crate) use args::{EchoArgs, Model};
@@ -71,7 +75,9 @@ pub(crate) fn run(args: &EchoArgs) -> Result<(), Failure> {
 fn run_port(args: &EchoArgs, listening: Listening) -> Result<(), Failure> {
     let port = open_port(args)?;
     let workers = args.workers(port.concurrency());
-    let announcement = announcement(listening.address(), workers, &port, args);
+    let status = args.status.as_ref().map(StatusEndpoint::open).transpose()?;
+    let served_at = listening.address().to_owned();
+    let announcement = announcement(&served_at, workers, &port, args, status.as_ref());
 
     // The path of a Unix socket is removed when `_path` goes, at the end.
     let (listener, _path) =
@@ -83,6 +89,9 @@ fn run_port(args: &EchoArgs, listening: Listening) -> Result<(), Failure> {
         move || drop(server.port().post(KEY_DRAIN, 0, None))
     })?;
     let threads = start_workers(&server, workers)?;
+    if let Some(status) = &status {
+        status.start(&server, &served_at).map_err(|error| cannot_start(&error))?;
+    }
     server.start().map_err(|error| cannot_start(&error))?;
     print_line(&announcement);
 
@@ -137,11 +146,21 @@ fn settings(args: &EchoArgs) -> Settings {
         drain_timeout: args.drain_timeout,
         handler: args.handler(),
         quiet: args.quiet,
+        is_metered: args.status.is_some(),
     }
 }
 
-fn announcement(address: &str, workers: usize, port: &CompletionPort, args: &EchoArgs) -> String {
-    let parts = format!("{workers} workers, concurrency {}", port.concurrency());
+fn announcement(
+    address: &str,
+    workers: usize,
+    port: &CompletionPort,
+    args: &EchoArgs,
+    status: Option<&StatusEndpoint>,
+) -> String {
+    let mut parts = format!("{workers} workers, concurrency {}", port.concurrency());
+    if let Some(status) = status {
+        parts.push_str(&format!(", status on {}", status.address()));
+    }
     first_line(address, &parts, &port.backend().to_string(), args)
 }
 

@@ -12,6 +12,7 @@ use proactor::{
 
 use super::accept::Acceptor;
 use super::kit::Kit;
+use super::meter::{Meter, Meters};
 use super::session::{Arrival, Session};
 use super::stall::Handler;
 use super::table::{SESSION_LIMIT, SessionTable};
@@ -37,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     pub(crate) handler: Handler,
     pub(crate) quiet: bool,
+    /// Whether workers measure for `--status`.
+    pub(crate) is_metered: bool,
 }
 
 /// An echo server on a port.
@@ -46,6 +49,7 @@ pub(crate) struct Server {
     acceptor: Acceptor,
     sessions: SessionTable,
     settings: Settings,
+    meters: Meters,
     /// Set once, when the drain begins.
     drain_deadline: OnceLock<Instant>,
 }
@@ -59,6 +63,7 @@ impl Server {
             acceptor: Acceptor::new(listener, settings.accepts, maximum_sessions),
             sessions: SessionTable::new(),
             settings,
+            meters: Meters::new(),
             drain_deadline: OnceLock::new(),
         }
     }
@@ -66,6 +71,16 @@ impl Server {
     /// The port that it serves.
     pub(crate) fn port(&self) -> &CompletionPort {
         &self.port
+    }
+
+    /// What the workers measure.
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// The client of a session, if it has one now.
+    pub(crate) fn peer_of(&self, session: usize) -> Option<String> {
+        self.sessions.used().contains(&session).then(|| self.sessions.lock(session).peer())?
     }
 
     /// Starts accepting.
@@ -85,6 +100,7 @@ impl Server {
     /// Where the system refuses this thread what waiting takes: that is at its first dequeue.
     pub(crate) fn serve(&self, entered: impl FnOnce()) -> Result<Tally, DequeueError> {
         let mut kit = Kit::new();
+        let meter = self.settings.is_metered.then(|| self.meters.add());
         match self.port.dequeue(Some(Duration::ZERO)) {
             Ok(completion) => self.handle(completion, &mut kit),
             Err(DequeueError::TimedOut | DequeueError::Closed) => {}
@@ -93,10 +109,23 @@ impl Server {
         entered();
         loop {
             match self.port.dequeue(None) {
-                Ok(completion) => self.handle(completion, &mut kit),
+                Ok(completion) => match &meter {
+                    None => self.handle(completion, &mut kit),
+                    Some(meter) => self.handle_metered(completion, &mut kit, meter),
+                },
                 Err(DequeueError::Closed) => return Ok(kit.tally),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    fn handle_metered(&self, completion: Completion, kit: &mut Kit, meter: &Meter) {
+        let session = Some(completion.key()).filter(|key| *key < SESSION_LIMIT);
+        let begin = self.meters.is_watched().then(Instant::now);
+        self.handle(completion, kit);
+        meter.count(&kit.tally);
+        if let Some(begin) = begin {
+            meter.handled(session, begin.elapsed());
         }
     }
 

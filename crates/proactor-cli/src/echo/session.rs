@@ -86,6 +86,12 @@ impl Session {
             && !self.is_disconnecting
     }
 
+    /// The client's address, where it has one.
+    pub(crate) fn peer(&self) -> Option<String> {
+        let address = self.stream.as_ref()?.peer_address().ok()?;
+        Some(address.to_string())
+    }
+
     /// Begins with a connection.
     pub(crate) fn open(&mut self, stream: StreamSocket, kit: &mut Kit) {
         debug_assert!(self.is_over() && self.unsent.is_empty(), "{self:?}");
