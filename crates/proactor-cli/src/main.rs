@@ -1,5 +1,6 @@
-//! The `proactor` command: an echo server on the completion port, a load
-//! generator that checks every byte, and a machine check-up.
+//! The `proactor` command: an echo server in four models, a load generator that
+//! checks every byte, a comparison of servers, a live view of one, and a machine
+//! check-up.
 
 mod compare;
 mod doctor;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::entrant::Entrant;
 use super::figures::Slice;
@@ -34,8 +34,8 @@ pub(crate) enum Ending {
 }
 
 /// What the process looked like when measuring began, or ended.
-#[derive(Default)]
 struct Look {
+    at: Instant,
     used: Used,
     load_cpu: Option<Duration>,
     machine: Option<Duration>,
@@ -44,7 +44,8 @@ struct Look {
 impl Look {
     fn now(pid: Option<u32>) -> Self {
         let (machine, load_cpu) = (machine_cpu_time(), cpu_time(std::process::id()));
-        Self { used: pid.map(Used::of).unwrap_or_default(), load_cpu, machine }
+        let at = Instant::now();
+        Self { at, used: pid.map(Used::of).unwrap_or_default(), load_cpu, machine }
     }
 }
 
@@ -55,11 +56,11 @@ pub(crate) fn run(
     round: usize,
     interrupted: &AtomicBool,
 ) -> Ending {
-    let (mut first, mut last) = (Look::default(), Look::default());
+    let (mut first, mut last) = (None, None);
     let mut observe = |moment| match moment {
         Moment::Idle => {}
-        Moment::First => first = Look::now(entrant.pid),
-        Moment::Last => last = Look::now(entrant.pid),
+        Moment::First => first = Some(Look::now(entrant.pid)),
+        Moment::Last => last = Some(Look::now(entrant.pid)),
     };
     let beside = scenario.background.map(|background| background.plan(&scenario.plan));
     let end_beside = AtomicBool::new(false);
@@ -87,8 +88,12 @@ pub(crate) fn run(
             }
             let in_all = [Some(&outcome), beside.as_ref()];
             let in_all = in_all.into_iter().flatten().map(|load| load.tally.round_trips_in_all);
+            let requests = in_all.sum();
+            let (Some(first), Some(last)) = (first, last) else {
+                return Ending::Failed("the load ended before it was measured".into());
+            };
             let slice = figures(round, entrant, &outcome, beside.as_ref(), &first, &last);
-            Ending::Measured(slice, in_all.sum())
+            Ending::Measured(slice, requests)
         }
     }
 }
@@ -121,7 +126,11 @@ fn figures(
     let latency = report.latency;
     let has = |fewest: u64, value: f64| (latency.count >= fewest).then_some(value);
     let cpu = last.used.cpu_since(&first.used);
-    let per_request = |amount: f64| (requests > 0).then(|| amount / requests as f64);
+    // The looks come when the main thread has a processor, which may be a little late: so an amount
+    // is taken for the time between them, and requests for the slice.
+    let between = last.at.duration_since(first.at).as_secs_f64().max(1e-3);
+    let per_request =
+        |amount: f64| (requests > 0).then(|| amount * (seconds / between) / requests as f64);
     let memory_bytes = last.used.memory_bytes;
     let sessions = outcome.tally.open_at_stop + beside.map_or(0, |load| load.tally.open_at_stop);
     let growth = memory_bytes.zip(entrant.fresh.memory_bytes);
@@ -132,7 +141,7 @@ fn figures(
                 let machine = machine.saturating_sub(machine_first).as_secs_f64();
                 let known = (own.saturating_sub(own_first) + cpu).as_secs_f64();
                 let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
-                ((machine - known) / (seconds * processors)).clamp(0.0, 1.0)
+                ((machine - known) / (between * processors)).clamp(0.0, 1.0)
             },
         );
     Slice {

@@ -188,7 +188,9 @@ fn servers_of_our_own_are_measured_and_ended() {
         let server = server_of(&report, scenario, name);
         for metric in ["throughput", "p50", "cpu", "switches"] {
             let median = &figure(server, metric)["spread"]["median"];
-            assert!(median.as_f64() > Some(0.0), "{metric}: {server}");
+            // One thread that is always busy may not be switched at all.
+            let least = if metric == "switches" { 0.0 } else { 1e-3 };
+            assert!(median.as_f64() >= Some(least), "{metric}: {server}");
         }
         assert_eq!(server["external"], false);
     }

@@ -193,12 +193,12 @@ fn axis(html: &mut String, class: &str, ticks: impl Iterator<Item = (f64, String
     html.push_str("</svg></div>");
 }
 
-/// Three or four round values from 0 to at least `most`.
+/// Two or three round values from 0 to at least `most`: more have no room on a phone.
 fn linear_ticks(most: f64) -> Vec<f64> {
     if most <= 0.0 || !most.is_finite() {
         return vec![0.0, 1.0];
     }
-    let rough = most / 2.5;
+    let rough = most / 2.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0]
         .into_iter()
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(linear_ticks(0.0), [0.0, 1.0]);
         for most in [0.001, 0.9, 1.0, 3.3, 7.7, 101.0, 2e6] {
             let ticks = linear_ticks(most);
-            assert!((2..=5).contains(&ticks.len()), "{most}: {ticks:?}");
+            assert!((2..=3).contains(&ticks.len()), "{most}: {ticks:?}");
             assert!(*ticks.last().unwrap() >= most);
         }
         let times = |low, high| -> Vec<String> {
