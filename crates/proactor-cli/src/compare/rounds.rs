@@ -50,6 +50,9 @@ pub(crate) fn run(scenario: &Scenario, setting: &Setting<'_>) -> (ScenarioResult
         }
     }
     for seat in &mut seats {
+        if to_its_end && seat.entrant.is_some() && seat.slices.is_empty() {
+            seat.fail("not one reply was complete in any slice".into(), scenario, setting);
+        }
         seat.leave();
     }
     (result(scenario, seats), to_its_end)
@@ -96,6 +99,7 @@ impl Seat {
                 self.slices.push(slice);
                 self.requests_in_all += requests;
             }
+            Ending::Empty => {}
             Ending::Interrupted => return false,
             Ending::Failed(reason) => {
                 // How the server ended says more than what the load saw of it.

@@ -27,6 +27,9 @@ const BACKGROUND_SLACK: Duration = Duration::from_secs(60);
 pub(crate) enum Ending {
     /// It was measured; with all round trips, warm-up and end included.
     Measured(Slice, u64),
+    /// Nothing came back in its time, and nothing went wrong: on a busy machine server or load may
+    /// have had no processor for as long.
+    Empty,
     /// The server did not do what it should.
     Failed(String),
     /// Ctrl-C.
@@ -81,14 +84,14 @@ pub(crate) fn run(
         (Err(failure), _) | (_, Err(failure)) => Ending::Failed(failure.to_string()),
         (Ok(outcome), _) if outcome.interrupted => Ending::Interrupted,
         (Ok(outcome), Ok(beside)) => {
-            let reports = [Some(&outcome), beside.as_ref()];
-            let mut reports = reports.into_iter().flatten().map(|load| Report::new(load, None));
-            if let Some(line) = reports.find_map(|report| report.failure) {
+            let loads = || [Some(&outcome), beside.as_ref()].into_iter().flatten();
+            if let Some(line) = loads().find_map(|load| load.tally.errors.worst()) {
                 return Ending::Failed(line);
             }
-            let in_all = [Some(&outcome), beside.as_ref()];
-            let in_all = in_all.into_iter().flatten().map(|load| load.tally.round_trips_in_all);
-            let requests = in_all.sum();
+            if Report::new(&outcome, None).failure.is_some() {
+                return Ending::Empty;
+            }
+            let requests = loads().map(|load| load.tally.round_trips_in_all).sum();
             let (Some(first), Some(last)) = (first, last) else {
                 return Ending::Failed("the load ended before it was measured".into());
             };
