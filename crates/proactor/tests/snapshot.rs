@@ -1,4 +1,5 @@
 //! What a port says about itself: its snapshot.
+#![cfg(target_os = "linux")]
 
 mod common;
 

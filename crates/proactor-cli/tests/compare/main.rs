@@ -1,4 +1,5 @@
 //! `proactor compare` with servers that behave and servers that do not.
+#![cfg(target_os = "linux")]
 
 #[allow(dead_code, reason = "the tests of `proactor load` use the rest")]
 #[path = "../load/server.rs"]
@@ -49,7 +50,6 @@ fn figure<'a>(server: &'a Value, metric: &str) -> &'a Value {
 }
 
 /// Processes whose command line has this word.
-#[cfg(target_os = "linux")]
 fn processes_with(word: &str) -> Vec<String> {
     let entries = std::fs::read_dir("/proc").expect("it is mounted");
     entries
@@ -175,7 +175,6 @@ fn what_makes_no_sense_is_refused_before_anything_is_measured() {
 }
 
 /// A model's server is started for each scenario, measured from outside, and ended.
-#[cfg(target_os = "linux")]
 #[test]
 fn servers_of_our_own_are_measured_and_ended() {
     const BACKLOG: &str = "3071";
@@ -201,7 +200,6 @@ fn servers_of_our_own_are_measured_and_ended() {
 }
 
 /// A server of our own that dies in the middle is reported, with how it ended.
-#[cfg(target_os = "linux")]
 #[test]
 fn a_server_that_dies_is_reported() {
     const BACKLOG: &str = "3072";
@@ -227,7 +225,6 @@ fn a_server_that_dies_is_reported() {
 }
 
 /// Ctrl-C ends it soon, with what was measured, and with every server.
-#[cfg(target_os = "linux")]
 #[test]
 fn ctrl_c_ends_it_in_order() {
     const BACKLOG: &str = "3073";
@@ -249,7 +246,6 @@ fn ctrl_c_ends_it_in_order() {
 
 /// Waits for a server whose command line has this word and that has a connection's worth of
 /// threads and CPU time: it is being loaded.
-#[cfg(target_os = "linux")]
 fn wait_for_echo(word: &str) -> u32 {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
@@ -270,14 +266,12 @@ fn wait_for_echo(word: &str) -> u32 {
 }
 
 /// Whether a server has more sockets than its listening one.
-#[cfg(target_os = "linux")]
 fn has_sessions(process: &Path) -> bool {
     let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return false };
     let links = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() >= 10
 }
 
-#[cfg(target_os = "linux")]
 fn kill(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
     rustix::process::kill_process(pid, signal).expect("it is there");
