@@ -86,7 +86,7 @@ fn participants(args: &CompareArgs) -> Result<Vec<Participant>, Failure> {
 
 fn measure(args: &CompareArgs, participants: &[Participant]) -> Result<Comparison, Failure> {
     let extent = args.extent();
-    let interrupted = conduct::catch_interrupts()?;
+    let (_watch, interrupted) = conduct::catch_interrupts()?;
     let names = match &args.scenarios[..] {
         [] => ScenarioName::value_variants(),
         chosen => chosen,
