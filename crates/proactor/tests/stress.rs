@@ -221,16 +221,22 @@ fn echo_client(address: SocketAddr, seed: u64, longest: u64) {
     }
 }
 
-/// Connects, talks a little, and leaves in one of several ways, again and again.
-fn restless_client(address: SocketAddr, seed: u64, connections: usize) {
+/// Connects, talks a little, and leaves in one of several ways, again and again. Says how many
+/// connections it has reset.
+fn restless_client(address: SocketAddr, seed: u64, connections: usize) -> usize {
     let mut random = Random::new(seed);
+    let mut resets = 0;
     for _ in 0..connections {
         let mut connection = connect(address);
         let message = pattern(seed, 1 + random.below(500) as usize);
         match random.below(5) {
             0 => {}
-            1 => reset(connection),
+            1 => {
+                resets += 1;
+                reset(connection);
+            }
             2 => {
+                resets += 1;
                 connection.write_all(&message).unwrap();
                 reset(connection);
             }
@@ -247,10 +253,11 @@ fn restless_client(address: SocketAddr, seed: u64, connections: usize) {
             }
         }
     }
+    resets
 }
 
 /// Runs a server with its threads, lets `clients` use it, and sees that every session ended.
-fn with_server(ports: &Ports, style: Style, clients: impl FnOnce(SocketAddr) -> usize) {
+fn with_server(ports: &Ports, style: Style, clients: impl FnOnce(SocketAddr) -> (usize, usize)) {
     let (server, address) = Server::start(ports, style);
     let workers: Vec<_> = (0..WORKERS)
         .map(|seed| {
@@ -258,12 +265,19 @@ fn with_server(ports: &Ports, style: Style, clients: impl FnOnce(SocketAddr) -> 
             thread::spawn(move || server.serve(seed as u64))
         })
         .collect();
-    let connections = clients(address);
-    let all = || server.ended.load(Ordering::SeqCst) == connections;
+    let (connections, resets) = clients(address);
+    // On Windows a connection that is reset in the backlog may never be accepted (rule 102).
+    let least = if cfg!(windows) { connections - resets } else { connections };
+    let all = || {
+        let (ended, accepted) = (&server.ended, &server.accepted);
+        let ended = ended.load(Ordering::SeqCst);
+        ended >= least && ended == accepted.load(Ordering::SeqCst)
+    };
     wait_until("every session to end", || all() || workers.iter().any(|w| w.is_finished()));
     server.port.close();
     let handled: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
-    assert_eq!(server.accepted.load(Ordering::SeqCst), connections);
+    let accepted = server.accepted.load(Ordering::SeqCst);
+    assert!((least..=connections).contains(&accepted), "{accepted} of {connections}");
     let counters = server.port.counters();
     assert_eq!(counters.dequeued_packets, handled as u64);
     println!("{}: {counters:?}", ports.name());
@@ -276,19 +290,20 @@ fn echo(ports: &Ports, style: Style, longest: u64) {
                 scope.spawn(move || echo_client(address, seed as u64 + 1, longest));
             }
         });
-        CLIENT_THREADS * CONNECTIONS_EACH
+        (CLIENT_THREADS * CONNECTIONS_EACH, 0)
     });
 }
 
 fn churn(ports: &Ports, style: Style) {
     const EACH: usize = 150;
     with_server(ports, style, |address| {
-        thread::scope(|scope| {
-            for seed in 0..CLIENT_THREADS {
-                scope.spawn(move || restless_client(address, seed as u64 + 1, EACH));
-            }
+        let resets = thread::scope(|scope| {
+            let client = |seed| move || restless_client(address, seed as u64 + 1, EACH);
+            let clients: Vec<_> =
+                (0..CLIENT_THREADS).map(|seed| scope.spawn(client(seed))).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).sum()
         });
-        CLIENT_THREADS * EACH
+        (CLIENT_THREADS * EACH, resets)
     });
 }
 

@@ -70,8 +70,8 @@ impl Socket {
                 room.accepted = None;
             }
             operation = refused;
-            if code != WSAECONNRESET {
-                let error = code::error_of(OperationKind::Accept, code);
+            let error = code::error_of(OperationKind::Accept, code);
+            if !is_about_one_connection(&error) {
                 return Err(match error.kind() {
                     ErrorKind::InvalidInput | ErrorKind::Unsupported => {
                         Refusal::Call(error, operation)
@@ -110,9 +110,7 @@ impl Socket {
             return Some(Completion::finished(self.key, operation, 0, None));
         };
         drop(accepted);
-        let gone = error.kind() == ErrorKind::ConnectionReset;
-        if gone && !state.ended && !operation.inner.cancelled {
-            // About one connection, not about the listener: the next may be fine (rule 102).
+        if is_about_one_connection(&error) && !state.ended && !operation.inner.cancelled {
             return match self.issue_accept(state, operation) {
                 Ok(()) => None,
                 Err(Refusal::Call(error, operation) | Refusal::Packet(error, operation)) => {
@@ -122,6 +120,13 @@ impl Socket {
         }
         Some(Completion::finished(self.key, operation, 0, Some(error)))
     }
+}
+
+/// Whether an accept failed for a connection that is gone, not for the listener: the next one may be
+/// fine (rule 102).
+fn is_about_one_connection(error: &Error) -> bool {
+    use ErrorKind::{ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(error.kind(), ConnectionReset | ConnectionAborted | NotConnected)
 }
 
 /// A socket for an accept to fill.
