@@ -65,7 +65,9 @@ mod error;
 mod operation;
 pub mod overlapped;
 mod port;
-#[cfg(target_os = "linux")]
+pub mod service;
+// Elsewhere the service layer uses a part of it.
+#[cfg_attr(not(target_os = "linux"), allow(unused_imports, dead_code))]
 mod sync;
 
 pub use backend::{BackendChoice, BackendDescription, Capability, probe};

@@ -1,0 +1,3 @@
+//! The server layer: what is built on a completion port every time.
+
+pub mod framing;
