@@ -1,0 +1,73 @@
+//! The part of a session that callbacks run on: whoever has it is the only one that runs.
+
+use super::super::framing::Decoder;
+use super::super::handler::SessionHandler;
+use super::super::recycle;
+use crate::StreamSocket;
+
+/// How far the end of a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Frames are handed over.
+    Open,
+    /// An end was asked for: what is queued is sent, what is received is dropped.
+    Flushing,
+    /// Our end of the stream was sent: the peer's is waited for, so that nothing that it has still
+    /// to read is lost to a reset.
+    Lingering,
+    /// The connection is closed: the last packets are waited for.
+    Closed,
+}
+
+pub(super) struct Core {
+    /// `None` where making it failed.
+    pub(super) handler: Option<Box<dyn SessionHandler>>,
+    pub(super) decoder: Box<dyn Decoder>,
+    /// The beginning of a frame whose rest has not come. Empty between frames, without memory.
+    pub(super) partial: Vec<u8>,
+    /// It is not worth asking the decoder before there are so many bytes in `partial`.
+    pub(super) needed_bytes: usize,
+    pub(super) stage: Stage,
+    /// `connected` was called.
+    pub(super) begun: bool,
+    /// The end was looked at, and nothing has happened since.
+    pub(super) looked_for_end: bool,
+    /// The time for the end is being watched.
+    pub(super) end_is_timed: bool,
+    /// The handler was told that the queue is over the mark.
+    pub(super) told_over_mark: bool,
+    /// Counts runs, of which some are timed.
+    pub(super) runs: u8,
+}
+
+impl Core {
+    pub(super) fn new(handler: Option<Box<dyn SessionHandler>>, decoder: Box<dyn Decoder>) -> Self {
+        Self {
+            handler,
+            decoder,
+            partial: Vec::new(),
+            needed_bytes: 0,
+            stage: Stage::Open,
+            begun: false,
+            looked_for_end: false,
+            end_is_timed: false,
+            told_over_mark: false,
+            runs: 0,
+        }
+    }
+
+    /// Gives up the beginning of a frame.
+    pub(super) fn drop_partial(&mut self) {
+        recycle::keep_buffer(std::mem::take(&mut self.partial));
+        self.needed_bytes = 0;
+    }
+}
+
+/// Closes a connection so that the peer is told with a reset.
+pub(super) fn close_abruptly(stream: StreamSocket) {
+    if let Ok(options) = stream.options() {
+        // Where it cannot be set the connection is closed all the same.
+        let _ = options.set_linger(Some(std::time::Duration::ZERO));
+    }
+    drop(stream);
+}

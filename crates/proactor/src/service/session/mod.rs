@@ -1,0 +1,397 @@
+//! One connection, from its first callback to its last.
+//!
+//! | | |
+//! |---|---|
+//! | `mod` | the handle that programs hold, and what all files here share |
+//! | `mailbox` | what happened, put in order for one thread at a time |
+//! | `core` | the part that callbacks run on |
+//! | `run` | the thread that has the core: callbacks in order, and the end |
+//! | `receive` | bytes into frames |
+//! | `send`, `outgoing` | frames into bytes: the queue, one gathered send at a time |
+//! | `times` | timeouts, heartbeats, the slow-peer rule |
+
+mod core;
+mod mailbox;
+mod outgoing;
+mod receive;
+mod run;
+mod send;
+mod times;
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use self::mailbox::{Ending, Mailbox, Received, Signals};
+use self::outgoing::Outgoing;
+use self::times::Times;
+use super::error::{DisconnectReason, SendError};
+use super::lock::lock;
+use super::runtime::{Key, Source};
+use super::shared::{ServiceHandle, ServiceShared};
+use crate::{Completion, OperationKind, StreamSocket};
+
+/// Names a session in its process: no two have the same, ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(u64);
+
+impl SessionId {
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number itself.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// What one session has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionCounters {
+    /// Bytes received, heads of frames included.
+    pub received_bytes: u64,
+    /// Frames received.
+    pub received_frames: u64,
+    /// Bytes that the system has taken to send.
+    pub sent_bytes: u64,
+    /// Frames queued to be sent.
+    pub sent_frames: u64,
+    /// Bytes that wait to be sent or are being sent.
+    pub queued_bytes: usize,
+}
+
+/// A handle of a session. Clones are handles of the same one.
+///
+/// Any thread may use it at any time, inside callbacks and outside. It keeps neither the connection
+/// open nor anything in flight alive: on a session that has ended sends are refused and everything
+/// else does nothing.
+#[derive(Clone)]
+pub struct Session {
+    pub(super) shared: Arc<SessionShared>,
+}
+
+/// Nothing is received for a while.
+const PAUSED: u8 = 1;
+/// Nothing is received until the queue of sends has fallen to its low mark.
+const OVER_MARK: u8 = 1 << 1;
+/// An end was asked for.
+const ENDING: u8 = 1 << 2;
+/// The handshake is over.
+const SHAKEN: u8 = 1 << 3;
+
+pub(super) struct SessionShared {
+    id: SessionId,
+    key: Key,
+    peer: Option<SocketAddr>,
+    service: Arc<ServiceShared>,
+    flags: AtomicU8,
+    mailbox: Mutex<Mailbox>,
+    outgoing: Mutex<Outgoing>,
+    times: Times,
+    received_bytes: AtomicU64,
+    received_frames: AtomicU64,
+    reason: OnceLock<DisconnectReason>,
+    user_data: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+thread_local! {
+    /// The session whose callbacks this thread runs, and whether sends of it were put off until
+    /// they have returned.
+    static RUNNING: Cell<(usize, bool)> = const { Cell::new((0, false)) };
+}
+
+impl Session {
+    /// Queues a frame with this payload, which is copied. It goes out at once where nothing is in
+    /// flight, else behind what is; from within a callback of this session when that has returned,
+    /// together with what else it sent. Never blocks.
+    ///
+    /// # Errors
+    /// [`Closed`](SendError::Closed), [`SessionFull`](SendError::SessionFull),
+    /// [`ServiceFull`](SendError::ServiceFull), [`Frame`](SendError::Frame). Nothing was queued.
+    pub fn send(&self, payload: impl AsRef<[u8]>) -> Result<(), SendError> {
+        self.shared.send(payload.as_ref())
+    }
+
+    /// The same with a payload that is shared by reference and not copied: for large ones, and for
+    /// those that go to many sessions.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_shared(&self, payload: impl Into<Bytes>) -> Result<(), SendError> {
+        self.shared.send_shared(payload.into())
+    }
+
+    /// Queues bytes that are a frame, or several, already, as
+    /// [`ServiceHandle::encode`](super::ServiceHandle::encode) makes them: the cheapest way to send
+    /// the same to many sessions.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_encoded(&self, frames: Bytes) -> Result<(), SendError> {
+        self.shared.send_encoded(frames)
+    }
+
+    /// Ends the session in order: further sends are refused, nothing more is received, what is
+    /// queued is sent, the peer is told the end and gets the time of
+    /// [`Timeouts::disconnect`](super::Timeouts::disconnect) to end its side. The first reason to
+    /// end is the one that `disconnected` is told.
+    pub fn disconnect(&self) {
+        self.shared.request_end(DisconnectReason::Local, Ending::Orderly);
+    }
+
+    /// Ends the session at once: what is queued is dropped, and the connection is reset.
+    pub fn abort(&self) {
+        self.shared.request_end(DisconnectReason::Aborted, Ending::Abrupt);
+    }
+
+    /// Stops handing over frames, after the one that is being handled. What the port has received
+    /// stays where it is, the connection is read no further than its receive window, and then TCP
+    /// holds the peer back.
+    pub fn pause_receiving(&self) {
+        self.shared.flags.fetch_or(PAUSED, Ordering::SeqCst);
+    }
+
+    /// Goes on handing over frames.
+    pub fn resume_receiving(&self) {
+        if self.shared.flags.fetch_and(!PAUSED, Ordering::SeqCst) & PAUSED != 0 {
+            self.shared.signal(Signals::LOOK);
+        }
+    }
+
+    /// Ends the time of [`Timeouts::handshake`](super::Timeouts::handshake).
+    pub fn complete_handshake(&self) {
+        self.shared.flags.fetch_or(SHAKEN, Ordering::Relaxed);
+    }
+
+    /// Calls [`SessionHandler::notified`](super::SessionHandler::notified) with `message`, among
+    /// the session's other callbacks. Dropped where the session has ended.
+    pub fn notify(&self, message: impl Any + Send) {
+        self.shared.notify(Box::new(message));
+    }
+
+    /// The session's id.
+    pub fn id(&self) -> SessionId {
+        self.shared.id
+    }
+
+    /// The address of the peer; `None` for a Unix socket.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.shared.peer
+    }
+
+    /// The service that the session belongs to.
+    pub fn service(&self) -> ServiceHandle {
+        ServiceHandle::new(Arc::clone(&self.shared.service))
+    }
+
+    /// Whether an end was asked for or has come. Sends are refused from then on.
+    pub fn is_ending(&self) -> bool {
+        self.shared.has(ENDING)
+    }
+
+    /// Why the session ends or has ended.
+    pub fn reason(&self) -> Option<DisconnectReason> {
+        self.shared.reason.get().cloned()
+    }
+
+    /// Whether more bytes wait to be sent than the high water mark, and not fewer than the low one
+    /// since.
+    pub fn is_over_mark(&self) -> bool {
+        lock(&self.shared.outgoing).over_mark
+    }
+
+    /// What it has moved so far.
+    pub fn counters(&self) -> SessionCounters {
+        self.shared.counters()
+    }
+
+    /// Puts a value of the program's with the session, for all its handles to see; once. `Err`
+    /// gives it back where there is one already.
+    ///
+    /// # Errors
+    /// The value.
+    pub fn set_user_data<T: Any + Send + Sync>(&self, value: T) -> Result<(), T> {
+        let mut value = Some(value);
+        self.shared.user_data.get_or_init(|| {
+            let value = value.take().expect("called once");
+            Box::new(value)
+        });
+        value.map_or(Ok(()), Err)
+    }
+
+    /// The value that was put with the session, if it is of type `T`.
+    pub fn user_data<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.shared.user_data.get()?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Session")
+            .field("id", &self.shared.id.0)
+            .field("peer", &self.shared.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Session {
+    fn eq(&self, other: &Self) -> bool {
+        self.shared.id == other.shared.id
+    }
+}
+
+impl Eq for Session {}
+
+impl SessionShared {
+    pub(super) fn new(
+        id: SessionId,
+        key: Key,
+        peer: Option<SocketAddr>,
+        service: Arc<ServiceShared>,
+        stream: StreamSocket,
+    ) -> Arc<Self> {
+        let now_ms = service.runtime.milliseconds(Instant::now());
+        Arc::new(Self {
+            id,
+            key,
+            peer,
+            service,
+            flags: AtomicU8::new(0),
+            mailbox: Mutex::default(),
+            outgoing: Mutex::new(Outgoing::new(stream)),
+            times: Times::new(now_ms),
+            received_bytes: AtomicU64::new(0),
+            received_frames: AtomicU64::new(0),
+            reason: OnceLock::new(),
+            user_data: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    fn has(&self, flags: u8) -> bool {
+        self.flags.load(Ordering::SeqCst) & flags != 0
+    }
+
+    /// Whether the calling thread runs this session's callbacks.
+    fn is_running_here(&self) -> bool {
+        RUNNING.get().0 == std::ptr::from_ref(self) as usize
+    }
+
+    pub(super) fn counters(&self) -> SessionCounters {
+        let outgoing = lock(&self.outgoing);
+        SessionCounters {
+            received_bytes: self.received_bytes.load(Ordering::Relaxed),
+            received_frames: self.received_frames.load(Ordering::Relaxed),
+            sent_bytes: outgoing.sent_bytes,
+            sent_frames: outgoing.sent_frames,
+            queued_bytes: outgoing.queued_bytes,
+        }
+    }
+
+    pub(super) fn is_over_mark(&self) -> bool {
+        lock(&self.outgoing).over_mark
+    }
+
+    /// Has a worker look at what was noted, unless one does already.
+    fn signal(&self, signals: Signals) {
+        let schedule = lock(&self.mailbox).signal(signals);
+        if schedule {
+            self.service.runtime.post(self.key);
+        }
+    }
+
+    pub(super) fn drain(&self) {
+        self.signal(Signals::DRAINING);
+    }
+
+    fn notify(&self, message: Box<dyn Any + Send>) {
+        let schedule = {
+            let mut mailbox = lock(&self.mailbox);
+            if mailbox.over {
+                // Dropped outside the lock.
+                drop(mailbox);
+                drop(message);
+                return;
+            }
+            mailbox.messages.push_back(message);
+            mailbox.signal(Signals::LOOK)
+        };
+        if schedule {
+            self.service.runtime.post(self.key);
+        }
+    }
+
+    /// Asks for the end of the session. The first reason stays; a more abrupt end overrides.
+    fn request_end(&self, reason: DisconnectReason, ending: Ending) {
+        // Only the first is kept.
+        let _ = self.reason.set(reason);
+        self.flags.fetch_or(ENDING, Ordering::SeqCst);
+        lock(&self.outgoing).refusing = true;
+        let schedule = {
+            let mut mailbox = lock(&self.mailbox);
+            if mailbox.over || mailbox.ending >= Some(ending) {
+                return;
+            }
+            mailbox.ending = Some(ending);
+            mailbox.signal(Signals::LOOK)
+        };
+        if schedule {
+            self.service.runtime.post(self.key);
+        }
+    }
+
+    pub(super) fn stop(&self, orderly: bool) {
+        let ending = if orderly { Ending::Orderly } else { Ending::Abrupt };
+        self.request_end(DisconnectReason::ServiceStopped, ending);
+    }
+}
+
+impl Source for SessionShared {
+    fn completed(self: Arc<Self>, mut completion: Completion) {
+        match completion.kind() {
+            OperationKind::RecvContinuous => {
+                let sequence = completion.sequence();
+                let received = match completion.take_chunk() {
+                    Some(chunk) => Received::Chunk(chunk),
+                    None => Received::End(completion.result().map(drop)),
+                };
+                self.received(sequence, received);
+            }
+            OperationKind::Send => self.send_completed(completion),
+            OperationKind::Post => self.posted(),
+            kind => debug_assert!(false, "a session has no operation of kind {kind:?}"),
+        }
+    }
+
+    fn abandoned(self: Arc<Self>) {
+        self.finish_without_port();
+    }
+}
+
+/// Milliseconds of a time limit, rounded up so that none ends early.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX / 4)
+}

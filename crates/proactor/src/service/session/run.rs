@@ -1,0 +1,364 @@
+//! The thread that has the core: what was noted becomes callbacks, one after the other.
+
+use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::super::error::DisconnectReason;
+use super::super::framing::Decoder;
+use super::super::handler::{AfterEnd, HandlerResult, SessionHandler};
+use super::super::lock::lock;
+use super::core::{Core, Stage, close_abruptly};
+use super::mailbox::{Ending, Mailbox, Received, Signals};
+use super::receive::{Stop, has_input};
+use super::{RUNNING, Session, SessionShared};
+use crate::{Error, Operation};
+
+/// A session that has still something to do after so many steps lets others go first.
+const BUDGET: usize = 32;
+/// One run in so many is timed.
+const TIMED_RUNS: u8 = 32;
+
+/// What is next.
+enum Next {
+    Signals(Signals, usize),
+    Message(Box<dyn std::any::Any + Send>),
+    Received(Received),
+    End(Ending),
+}
+
+impl SessionShared {
+    /// The session begins. Without a handler, because making it panicked, it ends at once.
+    pub(in crate::service) fn begin(
+        self: &Arc<Self>,
+        handler: Option<Box<dyn SessionHandler>>,
+        decoder: Box<dyn Decoder>,
+    ) {
+        if handler.is_none() {
+            self.panicked();
+        }
+        lock(&self.mailbox).signals.add(Signals::BEGIN);
+        self.run(Box::new(Core::new(handler, decoder)), None);
+    }
+
+    /// The packet that makes a worker run the session.
+    pub(super) fn posted(self: &Arc<Self>) {
+        let mut mailbox = lock(&self.mailbox);
+        mailbox.scheduled = false;
+        if let Some(core) = mailbox.core.take() {
+            drop(mailbox);
+            self.run(core, None);
+        }
+    }
+
+    /// Runs callbacks until there is nothing to call for, and puts the core back.
+    pub(super) fn run(self: &Arc<Self>, mut core: Box<Core>, first: Option<Received>) {
+        let session = Session { shared: Arc::clone(self) };
+        let outer = RUNNING.replace((Arc::as_ptr(self) as usize, false));
+        core.runs = core.runs.wrapping_add(1);
+        let started = (core.runs % TIMED_RUNS == 1).then(Instant::now);
+        let mut first = first.map(Next::Received);
+        let mut steps = 0;
+        loop {
+            let next = match first.take() {
+                Some(next) => next,
+                None => match self.next(core, steps) {
+                    Some((same, next)) => {
+                        core = same;
+                        next
+                    }
+                    None => break,
+                },
+            };
+            core.looked_for_end = matches!(next, Next::End(_));
+            match next {
+                Next::Signals(signals, sent_bytes) => {
+                    self.signalled(&mut core, &session, signals, sent_bytes);
+                }
+                Next::Message(message) => {
+                    self.call(&mut core, |handler| handler.notified(&session, message));
+                }
+                Next::Received(received) => self.look_at(&mut core, &session, received),
+                Next::End(ending) => {
+                    if self.advance_end(&mut core, ending) {
+                        self.finish(core, &session);
+                        break;
+                    }
+                }
+            }
+            steps += 1;
+            if steps == 1
+                && let Some(started) = started
+            {
+                self.service.handler_time.record(started.elapsed());
+            }
+            if RUNNING.replace((Arc::as_ptr(self) as usize, false)).1 {
+                self.flush();
+            }
+        }
+        RUNNING.set(outer);
+    }
+
+    /// What to do next; `None`: nothing, and the core is back in its place.
+    fn next(&self, core: Box<Core>, steps: usize) -> Option<(Box<Core>, Next)> {
+        let mut mailbox = lock(&self.mailbox);
+        let Some(next) = self.choose(&core, &mut mailbox, steps) else {
+            let schedule = if steps >= BUDGET { mailbox.schedule_later() } else { false };
+            mailbox.core = Some(core);
+            drop(mailbox);
+            if schedule {
+                self.service.runtime.post(self.key);
+            }
+            return None;
+        };
+        Some((core, next))
+    }
+
+    fn choose(&self, core: &Core, mailbox: &mut Mailbox, steps: usize) -> Option<Next> {
+        if steps >= BUDGET {
+            return None;
+        }
+        if !mailbox.signals.is_empty() {
+            let sent_bytes = std::mem::take(&mut mailbox.sent_bytes);
+            return Some(Next::Signals(mailbox.signals.take(), sent_bytes));
+        }
+        if let Some(message) = mailbox.messages.pop_front() {
+            return Some(Next::Message(message));
+        }
+        if !self.is_paused()
+            && let Some(received) = mailbox.received.pop_front()
+        {
+            return Some(Next::Received(received));
+        }
+        if core.looked_for_end {
+            return None;
+        }
+        mailbox.ending.map(Next::End)
+    }
+
+    fn signalled(
+        self: &Arc<Self>,
+        core: &mut Core,
+        session: &Session,
+        signals: Signals,
+        sent_bytes: usize,
+    ) {
+        if signals.has(Signals::BEGIN) {
+            core.begun = true;
+            self.call(core, |handler| handler.connected(session));
+            self.start_receiving();
+            self.watch_times();
+        }
+        if sent_bytes > 0 {
+            self.call(core, |handler| {
+                handler.sent(session, sent_bytes);
+                Ok(())
+            });
+        }
+        if signals.has(Signals::WATER) {
+            // What counts is how it stands now: a mark that was crossed twice is not told.
+            let over_mark = self.is_over_mark();
+            if over_mark != core.told_over_mark {
+                core.told_over_mark = over_mark;
+                self.call(core, |handler| {
+                    if over_mark {
+                        handler.high_water(session)
+                    } else {
+                        handler.low_water(session)
+                    }
+                    Ok(())
+                });
+            }
+        }
+        if signals.has(Signals::HEARTBEAT) && core.stage == Stage::Open {
+            self.call(core, |handler| {
+                handler.heartbeat(session);
+                Ok(())
+            });
+        }
+        if signals.has(Signals::DRAINING) && core.stage == Stage::Open {
+            self.call(core, |handler| {
+                handler.draining(session);
+                Ok(())
+            });
+        }
+    }
+
+    /// Calls back. A panic or an error ends the session.
+    fn call(
+        &self,
+        core: &mut Core,
+        callback: impl FnOnce(&mut dyn SessionHandler) -> HandlerResult,
+    ) {
+        let Some(handler) = &mut core.handler else { return };
+        match catch_unwind(AssertUnwindSafe(|| callback(&mut **handler))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.handler_failed(error),
+            Err(_) => self.panicked(),
+        }
+    }
+
+    fn handler_failed(&self, error: Box<dyn std::error::Error + Send + Sync>) {
+        tracing::debug!(session = self.id.0, error = %error, "a handler ends its session");
+        self.request_end(DisconnectReason::Handler(error.into()), Ending::Orderly);
+    }
+
+    pub(super) fn panicked(&self) {
+        tracing::error!(session = self.id.0, peer = ?self.peer, "a callback panicked: its session ends");
+        self.service.counters.panics.fetch_add(1, Ordering::Relaxed);
+        self.request_end(DisconnectReason::Panicked, Ending::Abrupt);
+    }
+
+    /// What was received has its turn.
+    fn look_at(&self, core: &mut Core, session: &Session, received: Received) {
+        let mut chunk = match received {
+            Received::Chunk(chunk) => chunk,
+            Received::End(result) => return self.look_at_end(core, session, result),
+        };
+        let fed = catch_unwind(AssertUnwindSafe(|| self.feed(core, session, &mut chunk)));
+        match fed {
+            Ok(Ok(())) => {
+                if self.is_paused() && has_input(core, &chunk) {
+                    lock(&self.mailbox).received.push_front(Received::Chunk(chunk));
+                }
+            }
+            Ok(Err(Stop::Frame(error))) => {
+                tracing::debug!(session = self.id.0, peer = ?self.peer, %error, "no frame");
+                self.request_end(DisconnectReason::Frame(error), Ending::Abrupt);
+            }
+            Ok(Err(Stop::Handler(error))) => self.handler_failed(error),
+            Err(_) => self.panicked(),
+        }
+    }
+
+    fn look_at_end(&self, core: &mut Core, session: &Session, result: Result<(), Error>) {
+        self.stream_ended(core, result.err());
+        if result.is_ok() && core.stage == Stage::Open && !self.is_ending() {
+            let mut after = AfterEnd::Disconnect;
+            self.call(core, |handler| {
+                after = handler.peer_ended(session);
+                Ok(())
+            });
+            if after == AfterEnd::Disconnect {
+                self.request_end(DisconnectReason::PeerEnded, Ending::Orderly);
+            }
+        }
+    }
+
+    fn start_receiving(&self) {
+        let Some(stream) = lock(&self.outgoing).stream.clone() else { return };
+        lock(&self.mailbox).receiving = true;
+        if let Err(rejected) = stream.recv_continuous(Operation::new()) {
+            lock(&self.mailbox).receiving = false;
+            self.request_end(DisconnectReason::Failed(rejected.error()), Ending::Abrupt);
+        }
+    }
+
+    /// Goes on with the end as far as it can just now; `true`: nothing is in flight any more.
+    fn advance_end(self: &Arc<Self>, core: &mut Core, ending: Ending) -> bool {
+        if core.stage == Stage::Open {
+            core.stage = Stage::Flushing;
+            core.drop_partial();
+        }
+        let receiving = {
+            let mut mailbox = lock(&self.mailbox);
+            // What still comes is not handed over, and its buffers are wanted elsewhere.
+            mailbox.received.clear();
+            mailbox.receiving
+        };
+        let mut outgoing = lock(&self.outgoing);
+        let flushed = !outgoing.in_flight && !outgoing.is_waiting();
+        if ending == Ending::Abrupt && core.stage < Stage::Closed {
+            self.discard(&mut outgoing);
+            if let Some(stream) = outgoing.stream.take() {
+                drop(outgoing);
+                close_abruptly(stream);
+                outgoing = lock(&self.outgoing);
+            }
+            core.stage = Stage::Closed;
+        }
+        if core.stage == Stage::Flushing && flushed {
+            core.stage = Stage::Lingering;
+            if receiving
+                && let Some(stream) = &outgoing.stream
+                && stream.shutdown(Shutdown::Write).is_err()
+            {
+                core.stage = Stage::Closed;
+            }
+        }
+        if core.stage == Stage::Lingering && !receiving {
+            core.stage = Stage::Closed;
+        }
+        let stream = if core.stage == Stage::Closed { outgoing.stream.take() } else { None };
+        let in_flight = outgoing.in_flight;
+        drop(outgoing);
+        drop(stream);
+        if core.stage < Stage::Closed && !core.end_is_timed {
+            core.end_is_timed = true;
+            self.watch_end();
+        }
+        if core.stage < Stage::Closed || in_flight {
+            return false;
+        }
+        let mut mailbox = lock(&self.mailbox);
+        if mailbox.receiving || mailbox.scheduled {
+            return false;
+        }
+        mailbox.over = true;
+        true
+    }
+
+    /// The last callback. Nothing is in flight, and nobody else has the core.
+    fn finish(&self, mut core: Box<Core>, session: &Session) {
+        self.unwatch_times();
+        let reason = self.reason.get().cloned().unwrap_or(DisconnectReason::Local);
+        tracing::debug!(session = self.id.0, peer = ?self.peer, %reason, "disconnected");
+        let last = reason.clone();
+        if core.begun {
+            self.call(&mut core, |handler| {
+                handler.disconnected(session, last);
+                Ok(())
+            });
+        }
+        // The handler is the program's: it may panic when it is dropped.
+        if catch_unwind(AssertUnwindSafe(|| drop(core))).is_err() {
+            self.panicked();
+        }
+        let messages = std::mem::take(&mut lock(&self.mailbox).messages);
+        if catch_unwind(AssertUnwindSafe(|| drop(messages))).is_err() {
+            self.panicked();
+        }
+        self.service.runtime.registry.release(self.key);
+        self.service.session_ended(self, &reason);
+    }
+
+    /// The port is closed and no packet comes any more: the session ends without.
+    pub(super) fn finish_without_port(self: &Arc<Self>) {
+        let _ = self.reason.set(DisconnectReason::ServiceStopped);
+        self.flags.fetch_or(super::ENDING, Ordering::SeqCst);
+        let stream = {
+            let mut outgoing = lock(&self.outgoing);
+            outgoing.refusing = true;
+            outgoing.in_flight = false;
+            self.discard(&mut outgoing);
+            outgoing.stream.take()
+        };
+        drop(stream);
+        let core = {
+            let mut mailbox = lock(&self.mailbox);
+            mailbox.over = true;
+            mailbox.received.clear();
+            mailbox.core.take()
+        };
+        if let Some(core) = core {
+            self.finish(core, &Session { shared: Arc::clone(self) });
+        }
+    }
+
+    /// Whether an end was asked for.
+    pub(super) fn is_ending(&self) -> bool {
+        self.has(super::ENDING)
+    }
+}

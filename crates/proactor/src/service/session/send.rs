@@ -1,0 +1,182 @@
+//! The send path: into the queue from any thread, and out of it one gathered send at a time.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::super::config::Overflow;
+use super::super::error::{DisconnectReason, SendError};
+use super::super::framing::FrameHead;
+use super::super::lock::lock;
+use super::super::recycle;
+use super::mailbox::{Ending, Signals};
+use super::outgoing::{Batch, Outgoing, reclaim};
+use super::{OVER_MARK, RUNNING, SessionShared};
+use crate::Completion;
+
+/// Sends of a callback are put off until it has returned, but not for more than this.
+const PUT_OFF_BYTES: usize = 64 * 1024;
+
+impl SessionShared {
+    pub(super) fn send(&self, payload: &[u8]) -> Result<(), SendError> {
+        let framing = &*self.service.framing;
+        let mut head = FrameHead::new();
+        framing.head(payload.len(), &mut head)?;
+        let tail = framing.tail();
+        self.queue(head.len() + payload.len() + tail.len(), |outgoing| {
+            outgoing.copy(&head);
+            outgoing.copy(payload);
+            outgoing.copy(tail);
+        })
+    }
+
+    pub(super) fn send_shared(&self, payload: Bytes) -> Result<(), SendError> {
+        let framing = &*self.service.framing;
+        let mut head = FrameHead::new();
+        framing.head(payload.len(), &mut head)?;
+        let tail = framing.tail();
+        self.queue(head.len() + payload.len() + tail.len(), |outgoing| {
+            outgoing.copy(&head);
+            outgoing.share(payload);
+            outgoing.copy(tail);
+        })
+    }
+
+    pub(super) fn send_encoded(&self, frames: Bytes) -> Result<(), SendError> {
+        self.queue(frames.len(), |outgoing| outgoing.share(frames))
+    }
+
+    fn queue(&self, bytes: usize, put: impl FnOnce(&mut Outgoing)) -> Result<(), SendError> {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.refusing {
+            return Err(SendError::Closed);
+        }
+        let before = outgoing.queued_bytes;
+        let limits = &self.service.limits;
+        let full = if before.saturating_add(bytes) > limits.session_queued_bytes {
+            Some(SendError::SessionFull)
+        } else if !self.service.charge(before, before + bytes) {
+            Some(SendError::ServiceFull)
+        } else {
+            None
+        };
+        if let Some(error) = full {
+            drop(outgoing);
+            self.service.counters.refused_sends.fetch_add(1, Ordering::Relaxed);
+            if limits.overflow == Overflow::Disconnect {
+                self.request_end(DisconnectReason::QueueFull, Ending::Abrupt);
+            }
+            return Err(error);
+        }
+        put(&mut outgoing);
+        outgoing.sent_frames += 1;
+        let marks = &self.service.water_marks;
+        let crossed = !outgoing.over_mark && outgoing.queued_bytes > marks.high_bytes;
+        if crossed {
+            outgoing.over_mark = true;
+            if marks.pause_receiving {
+                self.flags.fetch_or(OVER_MARK, Ordering::SeqCst);
+            }
+        }
+        if before == 0 {
+            let now_ms = self.service.runtime.milliseconds(Instant::now());
+            outgoing.began_ms = now_ms;
+            outgoing.progress_ms = now_ms;
+            outgoing.moved_bytes = 0;
+        }
+        if outgoing.in_flight {
+            drop(outgoing);
+        } else if self.is_running_here() && outgoing.queued_bytes < PUT_OFF_BYTES {
+            drop(outgoing);
+            RUNNING.set((RUNNING.get().0, true));
+        } else {
+            self.start_send(outgoing);
+        }
+        if crossed {
+            self.signal(Signals::WATER);
+        }
+        Ok(())
+    }
+
+    /// Starts a send of what waits, where there is something and nothing is in flight.
+    pub(super) fn flush(&self) {
+        let outgoing = lock(&self.outgoing);
+        if !outgoing.in_flight && outgoing.is_waiting() {
+            self.start_send(outgoing);
+        }
+    }
+
+    fn start_send(&self, mut outgoing: MutexGuard<'_, Outgoing>) {
+        let Some(stream) = outgoing.stream.clone() else { return };
+        let batch = outgoing.take_batch();
+        // Nobody else starts one while this one is in flight, so the order is kept.
+        drop(outgoing);
+        let operation = recycle::operation();
+        let started = match batch {
+            Batch::One(buffer) => stream.send(operation, buffer),
+            Batch::Many(list) => stream.send_vectored(operation, list),
+        };
+        if let Err(rejected) = started {
+            let error = rejected.error();
+            self.send_ended(&mut lock(&self.outgoing), 0);
+            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
+        }
+    }
+
+    /// Accounts for the end of the send in flight, of which `moved_bytes` went out.
+    fn send_ended(&self, outgoing: &mut Outgoing, moved_bytes: usize) {
+        let before = outgoing.queued_bytes;
+        outgoing.flight_ended();
+        outgoing.sent_bytes += moved_bytes as u64;
+        outgoing.moved_bytes += moved_bytes as u64;
+        self.service.discharge(before, outgoing.queued_bytes);
+    }
+
+    /// The packet of a send.
+    pub(super) fn send_completed(self: &Arc<Self>, completion: Completion) {
+        let bytes = completion.bytes();
+        let error = completion.error();
+        reclaim(completion);
+        let mut crossed = false;
+        let mut outgoing = lock(&self.outgoing);
+        self.send_ended(&mut outgoing, bytes);
+        if error.is_some() {
+            self.discard(&mut outgoing);
+            drop(outgoing);
+        } else {
+            if self.service.times_sends {
+                let now_ms = self.service.runtime.milliseconds(Instant::now());
+                outgoing.progress_ms = now_ms;
+            }
+            if outgoing.over_mark && outgoing.queued_bytes <= self.service.water_marks.low_bytes {
+                outgoing.over_mark = false;
+                self.flags.fetch_and(!OVER_MARK, Ordering::SeqCst);
+                crossed = true;
+            }
+            if outgoing.is_waiting() {
+                self.start_send(outgoing);
+            } else {
+                drop(outgoing);
+            }
+        }
+        if let Some(error) = error {
+            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
+        }
+        let mut mailbox = lock(&self.mailbox);
+        mailbox.sent_bytes += bytes;
+        mailbox.signals.add(if crossed { Signals::WATER } else { Signals::LOOK });
+        if let Some(core) = mailbox.core.take() {
+            drop(mailbox);
+            self.run(core, None);
+        }
+    }
+
+    /// Drops what waits to be sent.
+    pub(super) fn discard(&self, outgoing: &mut Outgoing) {
+        let before = outgoing.queued_bytes;
+        outgoing.discard();
+        self.service.discharge(before, outgoing.queued_bytes);
+    }
+}
