@@ -60,6 +60,7 @@ mod config;
 mod error;
 pub mod framing;
 mod handler;
+pub mod job_queue;
 mod listener;
 mod lock;
 mod recycle;
