@@ -59,6 +59,7 @@
 mod config;
 mod error;
 pub mod framing;
+pub mod groups;
 mod handler;
 pub mod job_queue;
 mod listener;
