@@ -23,7 +23,7 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 ///     fn member_id(&self) -> u64 {
 ///         self.0
 ///     }
-///     fn send_shared(&self, payload: &Bytes) -> bool {
+///     fn send_encoded(&self, payload: &Bytes) -> bool {
 ///         self.1.send(payload.clone()).is_ok()
 ///     }
 /// }
@@ -159,11 +159,17 @@ impl<M: Member> Group<M> {
     /// Sends a payload to all members that `choose` wants.
     pub fn broadcast_if(&self, payload: &Bytes, mut choose: impl FnMut(&M) -> bool) -> Broadcast {
         let mut broadcast = Broadcast::default();
+        let mut last: Option<(usize, Option<Bytes>)> = None;
         for member in &*self.inner.list() {
             if !choose(member) {
                 continue;
             }
-            if member.send_shared(payload) {
+            let encoding = member.encoding();
+            if last.as_ref().is_none_or(|(other, _)| *other != encoding) {
+                last = Some((encoding, member.encode(payload)));
+            }
+            let encoded = last.as_ref().and_then(|(_, encoded)| encoded.as_ref());
+            if encoded.is_some_and(|encoded| member.send_encoded(encoded)) {
                 broadcast.taken += 1;
             } else {
                 broadcast.refused += 1;

@@ -25,17 +25,29 @@ use bytes::Bytes;
 pub use group::{Group, Membership};
 pub use registry::Groups;
 
-/// What can be in a group: a session, as a rule.
+/// What can be in a group: a [`Session`](super::Session), as a rule.
 ///
 /// It is a handle. Cloning it is cheap, and neither cloning nor dropping it may call the group.
 pub trait Member: Clone + Send + Sync + 'static {
-    /// Tells members apart: no two sessions of a process have the same.
+    /// Tells members apart: no two of a group have the same.
     fn member_id(&self) -> u64;
 
-    /// Queues a payload to be sent to this member, without waiting; says whether it was taken.
-    /// It is not where the member is gone, or has more queued than it may. What is to become of
-    /// such a member is its own rule: a group does not remove it.
-    fn send_shared(&self, payload: &Bytes) -> bool;
+    /// Which members [`encode`](Self::encode) alike: a broadcast encodes once for neighbours with
+    /// the same number. All do, unless overridden.
+    fn encoding(&self) -> usize {
+        0
+    }
+
+    /// A payload as it goes to the members that encode alike, in a frame for example; `None` where
+    /// it cannot. Itself, unless overridden.
+    fn encode(&self, payload: &Bytes) -> Option<Bytes> {
+        Some(payload.clone())
+    }
+
+    /// Queues what [`encode`](Self::encode) made, shared by reference, without waiting; says
+    /// whether it was taken. It is not where the member is gone, or has more queued than it may.
+    /// What is to become of such a member is its own rule: a group does not remove it.
+    fn send_encoded(&self, encoded: &Bytes) -> bool;
 }
 
 /// What a broadcast did.

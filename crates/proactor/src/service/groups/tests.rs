@@ -34,13 +34,62 @@ impl Member for Keeper {
         self.0.id
     }
 
-    fn send_shared(&self, payload: &Bytes) -> bool {
+    fn send_encoded(&self, payload: &Bytes) -> bool {
         if self.0.gone.load(Ordering::Relaxed) {
             return false;
         }
         self.0.payloads.lock().unwrap().push(payload.clone());
         true
     }
+}
+
+/// Members of two kinds, of which one cannot say everything.
+#[derive(Clone)]
+struct Encoder {
+    keeper: Keeper,
+    encoding: usize,
+    encoded: Arc<AtomicUsize>,
+}
+
+impl Member for Encoder {
+    fn member_id(&self) -> u64 {
+        self.keeper.member_id()
+    }
+
+    fn encoding(&self) -> usize {
+        self.encoding
+    }
+
+    fn encode(&self, payload: &Bytes) -> Option<Bytes> {
+        self.encoded.fetch_add(1, Ordering::Relaxed);
+        (self.encoding != 2).then(|| [&[self.encoding as u8], &payload[..]].concat().into())
+    }
+
+    fn send_encoded(&self, encoded: &Bytes) -> bool {
+        self.keeper.send_encoded(encoded)
+    }
+}
+
+#[test]
+fn a_broadcast_encodes_once_for_all_that_encode_alike() {
+    let group = Group::new(10);
+    let encoded = Arc::new(AtomicUsize::new(0));
+    let members: Vec<_> = [1, 1, 1, 2, 2, 3]
+        .into_iter()
+        .zip(0..)
+        .map(|(encoding, id)| {
+            let (keeper, encoded) = (Keeper::new(id), encoded.clone());
+            Encoder { keeper, encoding, encoded }
+        })
+        .collect();
+    let _memberships: Vec<_> =
+        members.iter().map(|member| group.join(member.clone()).unwrap()).collect();
+    assert_eq!(group.broadcast(&HELLO), Broadcast { taken: 4, refused: 2 });
+    assert_eq!(encoded.load(Ordering::Relaxed), 3);
+    let got: Vec<_> = members.iter().map(|member| member.keeper.got()).collect();
+    assert_eq!((&got[0][0][..], &got[5][0][..]), (&b"\x01hello"[..], &b"\x03hello"[..]));
+    assert_eq!(got[0][0].as_ptr(), got[2][0].as_ptr());
+    assert!(got[3].is_empty());
 }
 
 const HELLO: Bytes = Bytes::from_static(b"hello");
@@ -194,7 +243,7 @@ impl Member for Busy {
         self.0
     }
 
-    fn send_shared(&self, payload: &Bytes) -> bool {
+    fn send_encoded(&self, payload: &Bytes) -> bool {
         self.2.fetch_add(1, Ordering::Relaxed);
         let other = Busy(self.0 + 100, self.1.clone(), self.2.clone());
         let membership = self.1.join("busy", other).unwrap();

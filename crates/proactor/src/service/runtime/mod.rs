@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::StartError;
+use super::job_queue::PortScheduler;
 use super::lock::lock;
 use super::timer_wheel::TimerKey;
 use crate::{Builder, Completion, CompletionPort, DequeueError};
@@ -126,6 +127,7 @@ impl Runtime {
             registry: Registry::new(),
             timers: Timers::new(),
             timer_key: OnceLock::new(),
+            scheduler: OnceLock::new(),
             closed: AtomicBool::new(false),
             epoch: Instant::now(),
         });
@@ -146,6 +148,18 @@ impl Runtime {
     /// The completion port. Keys with the highest bit set are the runtime's.
     pub fn port(&self) -> &Arc<CompletionPort> {
         &self.shared.port
+    }
+
+    /// What brings [job queues](super::job_queue) and their timers to the threads of this runtime.
+    /// Job queues do not keep the runtime: they are closed with it.
+    pub fn scheduler(&self) -> PortScheduler {
+        let shared = &self.shared;
+        let make = || {
+            let key = shared.registry.reserve();
+            shared.registry.set(key, Arc::new(JobSource));
+            PortScheduler::new(&shared.port, key.completion_key())
+        };
+        shared.scheduler.get_or_init(make).clone()
     }
 
     /// Closes the port and joins the threads. Sessions that are left end at once, each with its
@@ -206,6 +220,7 @@ pub(super) struct RuntimeShared {
     pub(super) registry: Registry,
     timers: Timers,
     timer_key: OnceLock<Key>,
+    scheduler: OnceLock<PortScheduler>,
     closed: AtomicBool,
     epoch: Instant,
 }
@@ -295,6 +310,18 @@ impl Source for TimerSource {
         if let Some(runtime) = self.0.upgrade() {
             runtime.timers.completed(&runtime.port, completion);
         }
+    }
+
+    fn abandoned(self: Arc<Self>) {}
+}
+
+/// Where the packets of job queues and job timers go.
+struct JobSource;
+
+impl Source for JobSource {
+    fn completed(self: Arc<Self>, mut completion: Completion) {
+        let ours = PortScheduler::run(&mut completion);
+        debug_assert!(ours, "only the scheduler posts under its key: {completion:?}");
     }
 
     fn abandoned(self: Arc<Self>) {}

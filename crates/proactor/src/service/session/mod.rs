@@ -32,6 +32,7 @@ use self::mailbox::{Ending, Mailbox, Received, Signals};
 use self::outgoing::Outgoing;
 use self::times::Times;
 use super::error::{DisconnectReason, SendError};
+use super::groups::Member;
 use super::lock::lock;
 use super::runtime::{Key, Source};
 use super::shared::{ServiceHandle, ServiceShared};
@@ -257,6 +258,25 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+/// Sessions of one service share the frame that a broadcast makes of its payload.
+impl Member for Session {
+    fn member_id(&self) -> u64 {
+        self.shared.id.0
+    }
+
+    fn encoding(&self) -> usize {
+        Arc::as_ptr(&self.shared.service) as usize
+    }
+
+    fn encode(&self, payload: &Bytes) -> Option<Bytes> {
+        self.service().encode(payload).ok()
+    }
+
+    fn send_encoded(&self, encoded: &Bytes) -> bool {
+        self.shared.send_encoded(encoded.clone()).is_ok()
+    }
+}
 
 impl SessionShared {
     pub(super) fn new(

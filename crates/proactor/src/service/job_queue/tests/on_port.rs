@@ -168,3 +168,18 @@ fn a_periodic_job_runs_on_the_port_until_it_is_cancelled() {
         assert!(!queue.is_closed(), "no job has failed");
     });
 }
+
+#[test]
+fn a_runtime_runs_job_queues_and_closes_them_when_it_ends() {
+    let runtime = crate::service::Runtime::builder().threads(2).build().unwrap();
+    let queue = JobQueue::new(runtime.scheduler(), 0);
+    let timer = JobTimer::new(runtime.scheduler());
+    let (tell, told) = mpsc::channel();
+    let other = tell.clone();
+    queue.push(move |count| other.send(*count + 1).unwrap()).unwrap();
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(1));
+    timer.push_after(&queue, Duration::from_millis(1), move |_| tell.send(2).unwrap()).unwrap();
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(2));
+    runtime.shut_down();
+    assert_eq!(queue.push(|_| ()), Err(PushError::Closed));
+}
