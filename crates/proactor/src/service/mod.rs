@@ -56,12 +56,14 @@
 //! A session that waits for bytes holds no buffer. Frames are handed over in the port's own receive
 //! buffers; only the beginning of a frame whose rest has not come is copied.
 
+mod client;
 mod config;
 mod error;
 pub mod framing;
 pub mod groups;
 mod handler;
 pub mod job_queue;
+mod link;
 mod listener;
 mod lock;
 mod recycle;
@@ -72,6 +74,7 @@ mod shared;
 mod snapshot;
 pub mod timer_wheel;
 
+pub use client::{ClientBuilder, ClientService};
 pub use config::{Backoff, Limits, Overflow, Timeouts, TransferRate, WaterMarks};
 pub use error::{DisconnectReason, SendError, StartError, Timeout};
 pub use handler::{AfterEnd, HandlerResult, SessionHandler};

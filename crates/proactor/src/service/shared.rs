@@ -272,6 +272,11 @@ impl ServiceShared {
         self.changed.notify_all();
     }
 
+    /// Whether new connections are wanted.
+    pub(super) fn is_running(&self) -> bool {
+        lock(&self.state).phase == Phase::Running
+    }
+
     fn sessions(&self) -> Vec<Session> {
         lock(&self.state).sessions.values().cloned().collect()
     }

@@ -58,6 +58,7 @@ impl SessionShared {
         let session = Session { shared: Arc::clone(self) };
         let outer = RUNNING.replace((Arc::as_ptr(self) as usize, false));
         core.runs = core.runs.wrapping_add(1);
+        core.looked_for_end = false;
         let started = (core.runs % TIMED_RUNS == 1).then(Instant::now);
         let mut first = first.map(Next::Received);
         let mut steps = 0;

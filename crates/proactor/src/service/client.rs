@@ -1,0 +1,244 @@
+//! A service that connects.
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::{Backoff, Limits, Timeouts, WaterMarks};
+use super::error::StartError;
+use super::framing::{Framing, RawBytes};
+use super::handler::SessionHandler;
+use super::link::{Links, Target};
+use super::runtime::Runtime;
+use super::session::Session;
+use super::shared::{ServiceHandle, ServiceShared, Settings, StopReport};
+
+/// How long a service that is stopped by [`ServiceHandle::request_stop`] drains, unless said.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+
+/// A client: keeps a number of connections to a server, with a session for each, and connects again
+/// where one ends or fails, after a wait that grows ([`Backoff`]).
+///
+/// Dropping it aborts the sessions that are left; [`stop`](Self::stop) ends them in order.
+///
+/// ```no_run
+/// use proactor::service::framing::LengthPrefixed;
+/// use proactor::service::{ClientService, HandlerResult, Session, SessionHandler};
+///
+/// struct Link;
+///
+/// impl SessionHandler for Link {
+///     fn connected(&mut self, session: &Session) -> HandlerResult {
+///         session.send(b"hello, server")?;
+///         Ok(())
+///     }
+///     fn received(&mut self, _session: &Session, frame: &[u8]) -> HandlerResult {
+///         println!("{} bytes", frame.len());
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = ClientService::builder(|_session| Link)
+///     .connect("10.0.0.7:7000")
+///     .connections(4)
+///     .framing(LengthPrefixed::u32())
+///     .start()?;
+/// # client.run();
+/// # Ok(()) }
+/// ```
+pub struct ClientService {
+    shared: Arc<ServiceShared>,
+    drain: Duration,
+    /// Last, so that it is dropped when all else is closed.
+    runtime: Runtime,
+}
+
+/// What a [`ClientService`] is made of.
+pub struct ClientBuilder {
+    targets: Vec<Target>,
+    error: Option<StartError>,
+    connections: usize,
+    backoff: Backoff,
+    drain: Duration,
+    settings: Settings,
+}
+
+impl ClientService {
+    /// A client for raw bytes with one connection, to nothing yet, with every option at its
+    /// default. `factory` makes the handler of each session.
+    pub fn builder<H: SessionHandler>(
+        factory: impl Fn(&Session) -> H + Send + Sync + 'static,
+    ) -> ClientBuilder {
+        ClientBuilder {
+            targets: Vec::new(),
+            error: None,
+            connections: 1,
+            backoff: Backoff::default(),
+            drain: DEFAULT_DRAIN,
+            settings: Settings {
+                name: "client".to_owned(),
+                framing: Arc::new(RawBytes::new()),
+                factory: Box::new(move |session| Box::new(factory(session))),
+                limits: Limits::default(),
+                water_marks: WaterMarks::default(),
+                timeouts: Timeouts { handshake: None, ..Timeouts::default() },
+                nodelay: true,
+            },
+        }
+    }
+
+    /// A handle, for other threads: its sessions are the connections that stand.
+    pub fn handle(&self) -> ServiceHandle {
+        ServiceHandle::new(Arc::clone(&self.shared))
+    }
+
+    /// The runtime that it runs on.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Waits until somebody calls [`ServiceHandle::request_stop`], then stops the service, with the
+    /// time to drain that the builder was told.
+    pub fn run(&self) -> StopReport {
+        self.shared.wait_for_request();
+        self.shared.stop(self.drain)
+    }
+
+    /// Stops the service as [`ServerService::stop`](super::ServerService::stop) does: no new
+    /// connections, then the same phases.
+    pub fn stop(&self, drain: Duration) -> StopReport {
+        self.shared.stop(drain)
+    }
+}
+
+impl Drop for ClientService {
+    fn drop(&mut self) {
+        self.handle().request_stop();
+        self.handle().request_stop();
+        self.shared.stop(Duration::ZERO);
+    }
+}
+
+impl fmt::Debug for ClientService {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ClientService")
+            .field("name", &self.shared.name)
+            .field("sessions", &self.handle().session_count())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientBuilder {
+    /// The server. Where there are several, or a name has several addresses, each attempt takes the
+    /// next one. A name is resolved here, once.
+    pub fn connect(mut self, address: impl ToSocketAddrs) -> Self {
+        match address.to_socket_addrs() {
+            Ok(addresses) => self.targets.extend(addresses.map(Target::Address)),
+            Err(error) => {
+                let tried = "resolving an address to connect to";
+                self.error.get_or_insert(StartError::new(tried, error));
+            }
+        }
+        self
+    }
+
+    /// A server at a Unix socket.
+    #[cfg(unix)]
+    pub fn connect_unix(mut self, path: impl Into<PathBuf>) -> Self {
+        self.targets.push(Target::Path(path.into()));
+        self
+    }
+
+    /// How many connections are kept. Default 1.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
+
+    /// How long to wait before connecting again.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How the stream is cut into frames. Default: [`RawBytes`].
+    pub fn framing(mut self, framing: impl Framing) -> Self {
+        self.settings.framing = Arc::new(framing);
+        self
+    }
+
+    /// How many bytes for a session. The limits of listeners do not matter here.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.limits = limits;
+        self
+    }
+
+    /// How long things may take. A client's default has no time limit for the handshake.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.settings.timeouts = timeouts;
+        self
+    }
+
+    /// When a session's send queue counts as long.
+    pub fn water_marks(mut self, water_marks: WaterMarks) -> Self {
+        self.settings.water_marks = water_marks;
+        self
+    }
+
+    /// Whether Nagle's delay is off. Default `true`: the service gathers small sends itself.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.settings.nodelay = nodelay;
+        self
+    }
+
+    /// What it is called in logs and snapshots. Default `client`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// How long [`ClientService::run`] drains. Default 10 s.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
+    }
+
+    /// Starts it on a runtime of its own, with every option at its default.
+    ///
+    /// # Errors
+    /// As [`start_on`](Self::start_on), and as [`Runtime::new`].
+    pub fn start(self) -> Result<ClientService, StartError> {
+        let runtime = Runtime::new()?;
+        self.start_on(&runtime)
+    }
+
+    /// Starts it on `runtime`: begins to connect, and does not wait. A server that is not there is
+    /// no error: it is tried again.
+    ///
+    /// # Errors
+    /// An address could not be resolved, or there is none.
+    pub fn start_on(self, runtime: &Runtime) -> Result<ClientService, StartError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        if self.targets.is_empty() {
+            let error = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            return Err(StartError::new("a client needs an address to connect to", error));
+        }
+        let shared = ServiceShared::new(self.settings, Arc::clone(runtime.shared()));
+        let links = Links::new(&shared, self.targets, self.connections, self.backoff);
+        // The hooks hold the links, which hold the service weakly.
+        let (ended, closed) = (Arc::clone(&links), Arc::clone(&links));
+        let end = move |id| ended.session_ended(id);
+        let close = move || closed.close();
+        assert!(shared.end_hook.set(Box::new(end)).is_ok(), "set once");
+        assert!(shared.close_hook.set(Box::new(close)).is_ok(), "set once");
+        tracing::info!(service = shared.name, connections = self.connections, "connecting");
+        links.start();
+        Ok(ClientService { shared, drain: self.drain, runtime: runtime.clone() })
+    }
+}
