@@ -1,8 +1,6 @@
 //! No frames: the bytes as they come.
 
-use super::{
-    DEFAULT_MAXIMUM_FRAME_BYTES, Decoded, Decoder, FrameError, FrameHead, Framing, check_length,
-};
+use super::{DEFAULT_MAXIMUM_FRAME_BYTES, Decoded, Decoder, FrameError, FrameHead, Framing};
 
 /// The bytes as they come, for protocols that the program takes apart itself, and for relays.
 ///
@@ -19,7 +17,7 @@ impl RawBytes {
         Self { maximum_frame_bytes: DEFAULT_MAXIMUM_FRAME_BYTES }
     }
 
-    /// The most bytes that are handed over, or sent, in one piece.
+    /// The most bytes that are handed over in one piece. What is sent may be of any length.
     ///
     /// # Panics
     /// Where it is 0.
@@ -41,8 +39,9 @@ impl Framing for RawBytes {
         Box::new(*self)
     }
 
-    fn head(&self, payload_bytes: usize, _out: &mut FrameHead) -> Result<(), FrameError> {
-        check_length(payload_bytes, 0, self.maximum_frame_bytes)
+    fn head(&self, _payload_bytes: usize, _out: &mut FrameHead) -> Result<(), FrameError> {
+        // There are no frames on the stream: what is sent may be of any length.
+        Ok(())
     }
 
     fn maximum_frame_bytes(&self) -> usize {
