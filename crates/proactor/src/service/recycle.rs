@@ -6,6 +6,7 @@
 //! need not be the one that learns of the completion.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use super::lock::lock;
@@ -13,7 +14,7 @@ use crate::{Operation, SendBuffer};
 
 /// Buffers with more room than this are freed, not kept.
 const KEPT_BUFFER_BYTES: usize = 66 * 1024;
-/// Gather lists with more room than this are freed, not kept.
+/// Gather lists and queues with more room than this are freed, not kept.
 const KEPT_LIST_ENTRIES: usize = 64;
 /// How many of each kind one thread keeps.
 const KEPT_LOCALLY: usize = 16;
@@ -59,11 +60,12 @@ struct Kept {
     buffers: Vec<Vec<u8>>,
     operations: Vec<Operation>,
     lists: Vec<Vec<SendBuffer>>,
+    queues: Vec<VecDeque<SendBuffer>>,
 }
 
 impl Kept {
     const fn new() -> Self {
-        Self { buffers: Vec::new(), operations: Vec::new(), lists: Vec::new() }
+        Self { buffers: Vec::new(), operations: Vec::new(), lists: Vec::new(), queues: Vec::new() }
     }
 }
 
@@ -76,6 +78,7 @@ thread_local! {
 recycler!(Vec<u8>, take_kept_buffer, buffers);
 recycler!(Operation, take_kept_operation, operations);
 recycler!(Vec<SendBuffer>, take_kept_list, lists);
+recycler!(VecDeque<SendBuffer>, take_kept_queue, queues);
 
 /// An empty buffer.
 pub(super) fn buffer() -> Vec<u8> {
@@ -110,6 +113,19 @@ pub(super) fn keep_list(mut list: Vec<SendBuffer>) {
     list.drain(..).for_each(keep_sent);
     if (1..=KEPT_LIST_ENTRIES).contains(&list.capacity()) {
         lists(list);
+    }
+}
+
+/// An empty queue.
+pub(super) fn queue() -> VecDeque<SendBuffer> {
+    take_kept_queue().unwrap_or_default()
+}
+
+/// Keeps a queue, which is empty.
+pub(super) fn keep_queue(queue: VecDeque<SendBuffer>) {
+    debug_assert!(queue.is_empty());
+    if (1..=KEPT_LIST_ENTRIES).contains(&queue.capacity()) {
+        queues(queue);
     }
 }
 

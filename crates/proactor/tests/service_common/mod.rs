@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,12 +54,11 @@ impl Log {
     #[track_caller]
     pub fn check_order(&self) {
         let log = self.0.lock().unwrap();
-        let mut ids: Vec<u64> = log.iter().map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        for id in ids {
-            let events: Vec<&str> =
-                log.iter().filter(|(of, _)| *of == id).map(|(_, what)| what.as_str()).collect();
+        let mut sessions: HashMap<u64, Vec<&str>> = HashMap::new();
+        for (id, what) in &*log {
+            sessions.entry(*id).or_default().push(what);
+        }
+        for (id, events) in sessions {
             let connected = events.iter().filter(|what| **what == "connected").count();
             let disconnected =
                 events.iter().filter(|what| what.starts_with("disconnected")).count();
@@ -84,7 +84,8 @@ where
         Ok(())
     }
     fn received(&mut self, session: &Session, frame: &[u8]) -> HandlerResult {
-        self.log.note(session, format!("received {}", String::from_utf8_lossy(frame)));
+        let start = &frame[..frame.len().min(50)];
+        self.log.note(session, format!("received {}", String::from_utf8_lossy(start)));
         (self.on_frame)(session, frame)
     }
     fn high_water(&mut self, session: &Session) {

@@ -166,7 +166,8 @@ impl Runtime {
     /// `disconnected`. Stop the services first for an orderly end. Also done when the last handle
     /// goes; a second time is harmless.
     ///
-    /// On a worker thread of this runtime, in a callback, it closes the port and does not wait.
+    /// Waits for callbacks that are running, unless it is called from one: then a thread of its own
+    /// waits, and this returns at once.
     pub fn shut_down(&self) {
         self.owner.shut_down();
     }
@@ -192,17 +193,13 @@ impl Owner {
     fn shut_down(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.port.close();
-        if self.shared.is_handling() {
-            return;
-        }
         let threads = std::mem::take(&mut *lock(&self.threads));
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a worker thread panicked");
-            }
-        }
-        for source in self.shared.registry.take_all() {
-            source.abandoned();
+        let shared = Arc::clone(&self.shared);
+        let wait = move || shared.wait_for(threads);
+        if !self.shared.is_handling() {
+            wait();
+        } else if let Err(error) = thread::Builder::new().spawn(wait) {
+            tracing::error!(%error, "nobody waits for the worker threads; sessions end untold");
         }
     }
 }
@@ -277,6 +274,18 @@ impl RuntimeShared {
             tracing::error!("the service layer panicked; the worker goes on");
         }
         Ok(())
+    }
+
+    /// Waits for the worker threads of a closed port, and ends what is left.
+    fn wait_for(&self, threads: Vec<JoinHandle<()>>) {
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+        for source in self.registry.take_all() {
+            source.abandoned();
+        }
     }
 
     /// A worker thread.

@@ -19,7 +19,6 @@ mod send;
 mod times;
 
 use std::any::Any;
-use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -110,16 +109,9 @@ pub(super) struct SessionShared {
     user_data: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-thread_local! {
-    /// The session whose callbacks this thread runs, and whether sends of it were put off until
-    /// they have returned.
-    static RUNNING: Cell<(usize, bool)> = const { Cell::new((0, false)) };
-}
-
 impl Session {
     /// Queues a frame with this payload, which is copied. It goes out at once where nothing is in
-    /// flight, else behind what is; from within a callback of this session when that has returned,
-    /// together with what else it sent. Never blocks.
+    /// flight, else behind what is, together with what else was sent meanwhile. Never blocks.
     ///
     /// # Errors
     /// [`Closed`](SendError::Closed), [`SessionFull`](SendError::SessionFull),
@@ -313,11 +305,6 @@ impl SessionShared {
 
     fn has(&self, flags: u8) -> bool {
         self.flags.load(Ordering::SeqCst) & flags != 0
-    }
-
-    /// Whether the calling thread runs this session's callbacks.
-    fn is_running_here(&self) -> bool {
-        RUNNING.get().0 == std::ptr::from_ref(self) as usize
     }
 
     pub(super) fn counters(&self) -> SessionCounters {

@@ -17,8 +17,6 @@ const OPEN_BUFFER_BYTES: usize = 64 * 1024;
 const BATCH_BYTES: usize = 64 * 1024;
 /// One send gathers at most so many buffers.
 const BATCH_BUFFERS: usize = 64;
-/// A queue that had more entries than this gives its memory back when it is empty.
-const KEPT_ENTRIES: usize = 8;
 
 pub(super) struct Outgoing {
     /// `None` once the connection is closed here.
@@ -94,13 +92,21 @@ impl Outgoing {
         }
         self.close_open();
         self.queued_bytes += bytes.len();
-        self.closed.push_back(SendBuffer::Shared(bytes));
+        self.push(SendBuffer::Shared(bytes));
     }
 
     fn close_open(&mut self) {
         if !self.open.is_empty() {
-            self.closed.push_back(SendBuffer::Owned(std::mem::take(&mut self.open)));
+            let buffer = std::mem::take(&mut self.open);
+            self.push(SendBuffer::Owned(buffer));
         }
+    }
+
+    fn push(&mut self, buffer: SendBuffer) {
+        if self.closed.capacity() == 0 {
+            self.closed = recycle::queue();
+        }
+        self.closed.push_back(buffer);
     }
 
     /// Whether something waits that is not in flight.
@@ -149,8 +155,8 @@ impl Outgoing {
     }
 
     fn give_memory_back(&mut self) {
-        if self.closed.is_empty() && self.closed.capacity() > KEPT_ENTRIES {
-            self.closed = VecDeque::new();
+        if self.closed.is_empty() {
+            recycle::keep_queue(std::mem::take(&mut self.closed));
         }
     }
 

@@ -13,7 +13,7 @@ use super::super::lock::lock;
 use super::core::{Core, Stage, close_abruptly};
 use super::mailbox::{Ending, Mailbox, Received, Signals};
 use super::receive::{Stop, has_input};
-use super::{RUNNING, Session, SessionShared};
+use super::{Session, SessionShared};
 use crate::{Error, Operation};
 
 /// A session that has still something to do after so many steps lets others go first.
@@ -56,7 +56,7 @@ impl SessionShared {
     /// Runs callbacks until there is nothing to call for, and puts the core back.
     pub(super) fn run(self: &Arc<Self>, mut core: Box<Core>, first: Option<Received>) {
         let session = Session { shared: Arc::clone(self) };
-        let outer = RUNNING.replace((Arc::as_ptr(self) as usize, false));
+        let _span = tracing::debug_span!("session", id = self.id.0).entered();
         core.runs = core.runs.wrapping_add(1);
         core.looked_for_end = false;
         let started = (core.runs % TIMED_RUNS == 1).then(Instant::now);
@@ -95,11 +95,7 @@ impl SessionShared {
             {
                 self.service.handler_time.record(started.elapsed());
             }
-            if RUNNING.replace((Arc::as_ptr(self) as usize, false)).1 {
-                self.flush();
-            }
         }
-        RUNNING.set(outer);
     }
 
     /// What to do next; `None`: nothing, and the core is back in its place.

@@ -13,11 +13,8 @@ use super::super::lock::lock;
 use super::super::recycle;
 use super::mailbox::{Ending, Signals};
 use super::outgoing::{Batch, Outgoing, reclaim};
-use super::{OVER_MARK, RUNNING, SessionShared};
+use super::{OVER_MARK, SessionShared};
 use crate::Completion;
-
-/// Sends of a callback are put off until it has returned, but not for more than this.
-const PUT_OFF_BYTES: usize = 64 * 1024;
 
 impl SessionShared {
     pub(super) fn send(&self, payload: &[u8]) -> Result<(), SendError> {
@@ -70,8 +67,11 @@ impl SessionShared {
             }
             return Err(error);
         }
-        put(&mut outgoing);
         outgoing.sent_frames += 1;
+        if bytes == 0 {
+            return Ok(());
+        }
+        put(&mut outgoing);
         let marks = &self.service.water_marks;
         let crossed = !outgoing.over_mark && outgoing.queued_bytes > marks.high_bytes;
         if crossed {
@@ -88,9 +88,6 @@ impl SessionShared {
         }
         if outgoing.in_flight {
             drop(outgoing);
-        } else if self.is_running_here() && outgoing.queued_bytes < PUT_OFF_BYTES {
-            drop(outgoing);
-            RUNNING.set((RUNNING.get().0, true));
         } else {
             self.start_send(outgoing);
         }
@@ -98,14 +95,6 @@ impl SessionShared {
             self.signal(Signals::WATER);
         }
         Ok(())
-    }
-
-    /// Starts a send of what waits, where there is something and nothing is in flight.
-    pub(super) fn flush(&self) {
-        let outgoing = lock(&self.outgoing);
-        if !outgoing.in_flight && outgoing.is_waiting() {
-            self.start_send(outgoing);
-        }
     }
 
     fn start_send(&self, mut outgoing: MutexGuard<'_, Outgoing>) {
