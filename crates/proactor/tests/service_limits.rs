@@ -16,6 +16,9 @@ use proactor::service::{
 };
 use service_common::*;
 
+/// More bytes than the system keeps for both ends of a connection.
+const MANY: usize = 24 * 1024 * 1024;
+
 /// Takes everything and says nothing.
 struct Silent;
 
@@ -93,7 +96,6 @@ on_each_backend! {
             .start_on(&runtime)
             .unwrap();
         let mut client = connect(server.local_address().unwrap());
-        shrink_buffers(&client);
         let most_bytes = 64 * 1024 * 1024;
         let written = write_until_stuck(&mut client, most_bytes);
         assert!(written < most_bytes, "the server took {written} bytes and sent none");
@@ -121,20 +123,19 @@ on_each_backend! {
         let runtime = runtime(ports);
         let log = Log::default();
         let server = noting(&log, |session, _frame| {
-            session.send_shared(vec![b'x'; 2_000_000])?;
+            session.send_shared(vec![b'x'; MANY])?;
             Ok(())
         })
-        .framing(LengthPrefixed::u32().with_maximum_frame_bytes(4_000_000))
-        .limits(limited(|limits| limits.session_queued_bytes = 4_000_000))
+        .framing(LengthPrefixed::u32().with_maximum_frame_bytes(2 * MANY))
+        .limits(limited(|limits| limits.session_queued_bytes = 2 * MANY))
         .timeouts(patient())
         .start_on(&runtime)
         .unwrap();
         let mut client = connect(server.local_address().unwrap());
-        shrink_buffers(&client);
         for round in 1..=3 {
             client.write_all(&[0, 0, 0, 1, b'a']).unwrap();
             wait_until("high", || log.count("high water") == round);
-            let answer = read_bytes(&mut client, 2_000_004);
+            let answer = read_bytes(&mut client, MANY + 4);
             assert!(answer[4..].iter().all(|byte| *byte == b'x'));
             wait_until("low", || log.count("low water") == round);
         }
@@ -156,7 +157,6 @@ on_each_backend! {
                 .start_on(&runtime)
                 .unwrap();
             let mut client = connect(server.local_address().unwrap());
-            shrink_buffers(&client);
             wait_for_sessions(&server.handle(), 1);
             let session = server.handle().sessions().pop().unwrap();
             let mut taken = 0;
@@ -198,11 +198,7 @@ on_each_backend! {
             .start_on(&runtime)
             .unwrap();
         let clients: Vec<_> = (0..8)
-            .map(|_| {
-                let client = connect(server.local_address().unwrap());
-                shrink_buffers(&client);
-                client
-            })
+            .map(|_| connect(server.local_address().unwrap()))
             .collect();
         wait_for_sessions(&server.handle(), 8);
         let sessions = server.handle().sessions();

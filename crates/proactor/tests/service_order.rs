@@ -185,6 +185,7 @@ on_each_backend! {
         assert_eq!(read_to_end(&mut client), (b"good\n".to_vec(), None));
         drop(client);
         log.wait_for("disconnected: the handler failed: a reason");
+        wait_for_sessions(&server.handle(), 1);
         let snapshot = server.handle().snapshot();
         assert_eq!((snapshot.panics, snapshot.sessions), (3, 1));
         assert_eq!((snapshot.disconnected.panicked, snapshot.disconnected.handler), (3, 1));
@@ -393,12 +394,12 @@ on_each_backend! {
         .start_on(&runtime)
         .unwrap();
         let mut blocker = connect(server.local_address().unwrap());
-        let other = connect(server.local_address().unwrap());
-        wait_for_sessions(&server.handle(), 2);
+        let others: Vec<_> = (0..8).map(|_| connect(server.local_address().unwrap())).collect();
+        wait_for_sessions(&server.handle(), 9);
         blocker.write_all(b"block\n").unwrap();
         log.wait_for("received block");
-        drop(other);
-        wait_until("the other ends", || log.count("disconnected") == 1);
+        drop(others);
+        wait_until("the others end", || log.count("disconnected") == 8);
         release.send(()).unwrap();
         stop_after(blocker, &server);
         log.check_order();
