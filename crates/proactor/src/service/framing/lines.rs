@@ -17,8 +17,9 @@ pub enum LineEnd {
 /// peers are understood.
 ///
 /// Unless changed, a line has at most [`DEFAULT_MAXIMUM_FRAME_BYTES`], its end included, and is
-/// sent with a line feed alone. The payload of a sent line must not contain a line feed: the peer
-/// would read two lines. This is not checked.
+/// sent with a line feed alone. The payload of a sent line must not contain a line feed, for the
+/// peer would read two lines, nor end with a carriage return, which the peer may drop. This is not
+/// checked.
 ///
 /// ```
 /// use proactor::service::framing::{FrameReader, Lines};
