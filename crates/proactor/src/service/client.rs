@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::config::{Backoff, Limits, Timeouts, WaterMarks};
 use super::error::StartError;
+use super::filter::FilterFactory;
 use super::framing::{Framing, RawBytes};
 use super::handler::SessionHandler;
 use super::link::{Links, Target};
@@ -81,6 +82,7 @@ impl ClientService {
             settings: Settings {
                 name: "client".to_owned(),
                 framing: Arc::new(RawBytes::new()),
+                filter: None,
                 factory: Box::new(move |session| Box::new(factory(session))),
                 limits: Limits::default(),
                 water_marks: WaterMarks::default(),
@@ -168,6 +170,12 @@ impl ClientBuilder {
     /// How the stream is cut into frames. Default: [`RawBytes`].
     pub fn framing(mut self, framing: impl Framing) -> Self {
         self.settings.framing = Arc::new(framing);
+        self
+    }
+
+    /// What lies between the connections and the frames: TLS, for example. Default: nothing.
+    pub fn filter(mut self, filter: impl FilterFactory) -> Self {
+        self.settings.filter = Some(Arc::new(filter));
         self
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use super::filter::FilterError;
 use super::framing::FrameError;
 use crate::Error;
 
@@ -50,6 +51,9 @@ pub enum DisconnectReason {
     Failed(Error),
     /// The bytes that the peer sent are no frame, or too long a one.
     Frame(FrameError),
+    /// The filter of the service ended the session: a TLS handshake failed, for example, or the
+    /// connection was cut off.
+    Filter(FilterError),
     /// A time limit was over.
     TimedOut(Timeout),
     /// The peer moved fewer bytes in a second than the minimum
@@ -74,6 +78,7 @@ impl fmt::Display for DisconnectReason {
             Self::PeerEnded => formatter.write_str("the peer ended the connection"),
             Self::Failed(error) => error.fmt(formatter),
             Self::Frame(error) => write!(formatter, "the peer sent what is no frame: {error}"),
+            Self::Filter(error) => error.fmt(formatter),
             Self::TimedOut(timeout) => timeout.fmt(formatter),
             Self::SlowPeer => formatter.write_str("the peer is slower than the minimum rate"),
             Self::QueueFull => formatter.write_str("too many bytes wait to be sent"),

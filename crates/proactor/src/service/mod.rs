@@ -59,6 +59,7 @@
 mod client;
 mod config;
 mod error;
+mod filter;
 pub mod framing;
 pub mod groups;
 mod handler;
@@ -73,10 +74,13 @@ mod session;
 mod shared;
 mod snapshot;
 pub mod timer_wheel;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use client::{ClientBuilder, ClientService};
 pub use config::{Backoff, Limits, Overflow, Timeouts, TransferRate, WaterMarks};
 pub use error::{DisconnectReason, SendError, StartError, Timeout};
+pub use filter::{Filter, FilterError, FilterFactory};
 pub use handler::{AfterEnd, HandlerResult, SessionHandler};
 pub use runtime::{Runtime, RuntimeBuilder};
 pub use server::{ServerBuilder, ServerService};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::config::{Limits, Timeouts, WaterMarks};
 use super::error::StartError;
+use super::filter::FilterFactory;
 use super::framing::{Framing, RawBytes};
 use super::handler::SessionHandler;
 use super::listener::{Listener, Place};
@@ -53,6 +54,7 @@ impl ServerService {
             settings: Settings {
                 name: "server".to_owned(),
                 framing: Arc::new(RawBytes::new()),
+                filter: None,
                 factory: Box::new(move |session| Box::new(factory(session))),
                 limits: Limits::default(),
                 water_marks: WaterMarks::default(),
@@ -157,6 +159,12 @@ impl ServerBuilder {
     /// How the stream is cut into frames. Default: [`RawBytes`].
     pub fn framing(mut self, framing: impl Framing) -> Self {
         self.settings.framing = Arc::new(framing);
+        self
+    }
+
+    /// What lies between the connections and the frames: TLS, for example. Default: nothing.
+    pub fn filter(mut self, filter: impl FilterFactory) -> Self {
+        self.settings.filter = Some(Arc::new(filter));
         self
     }
 

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::config::{Limits, Timeouts, WaterMarks};
 use super::error::{DisconnectReason, SendError};
+use super::filter::{Filter, FilterError, FilterFactory, NoFilter};
 use super::framing::{FrameHead, Framing};
 use super::handler::SessionHandler;
 use super::lock::lock;
@@ -74,6 +75,7 @@ type EndHook = dyn Fn(SessionId) + Send + Sync;
 pub(super) struct Settings {
     pub(super) name: String,
     pub(super) framing: Arc<dyn Framing>,
+    pub(super) filter: Option<Arc<dyn FilterFactory>>,
     pub(super) factory: Box<Factory>,
     pub(super) limits: Limits,
     pub(super) water_marks: WaterMarks,
@@ -85,6 +87,7 @@ pub(super) struct ServiceShared {
     pub(super) name: String,
     pub(super) runtime: Arc<RuntimeShared>,
     pub(super) framing: Arc<dyn Framing>,
+    filter: Option<Arc<dyn FilterFactory>>,
     factory: Box<Factory>,
     pub(super) limits: Limits,
     pub(super) water_marks: WaterMarks,
@@ -125,6 +128,7 @@ impl ServiceShared {
             name: settings.name,
             runtime,
             framing: settings.framing,
+            filter: settings.filter,
             factory: settings.factory,
             limits: settings.limits,
             water_marks: settings.water_marks,
@@ -181,7 +185,8 @@ impl ServiceShared {
         peer: Option<std::net::SocketAddr>,
         id: SessionId,
     ) {
-        let shared = SessionShared::new(id, key, peer, Arc::clone(self), stream);
+        let (filter, filter_error) = self.make_filter();
+        let shared = SessionShared::new(id, key, peer, Arc::clone(self), stream, filter);
         let session = Session { shared: Arc::clone(&shared) };
         self.runtime.registry.set(key, Arc::clone(&shared) as _);
         let phase = {
@@ -193,11 +198,27 @@ impl ServiceShared {
         tracing::debug!(service = self.name, session = id.get(), ?peer, "connected");
         let handler = catch_unwind(AssertUnwindSafe(|| (self.factory)(&session)));
         let decoder = self.framing.decoder();
+        if let Some(error) = filter_error {
+            shared.filter_failed(error);
+        }
         if phase > Phase::Draining {
             // It slipped in while the service was stopping.
             shared.stop(phase < Phase::Aborting);
         }
         shared.begin(handler.ok(), decoder);
+    }
+
+    /// The filter of a new session, where the service has filters; and why it could not be made.
+    fn make_filter(&self) -> (Option<Box<dyn Filter>>, Option<FilterError>) {
+        let Some(factory) = &self.filter else { return (None, None) };
+        match catch_unwind(AssertUnwindSafe(|| factory.filter())) {
+            Ok(Ok(filter)) => (Some(filter), None),
+            Ok(Err(error)) => (Some(Box::new(NoFilter)), Some(error)),
+            Err(_) => {
+                let error = FilterError::new("making a filter panicked");
+                (Some(Box::new(NoFilter)), Some(error))
+            }
+        }
     }
 
     /// Reserves room for one more session of `peer`.

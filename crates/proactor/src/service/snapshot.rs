@@ -44,6 +44,8 @@ pub struct DisconnectedCounters {
     pub panicked: u64,
     /// With the service.
     pub service_stopped: u64,
+    /// The filter of the service ended the session: TLS failed, for example.
+    pub filter: u64,
 }
 
 /// How a service stands, and what it has done.
@@ -98,7 +100,7 @@ pub(super) struct Counters {
     pub(super) accept_pauses: AtomicU64,
     pub(super) refused_sends: AtomicU64,
     pub(super) panics: AtomicU64,
-    ends: [AtomicU64; 10],
+    ends: [AtomicU64; 11],
 }
 
 impl Counters {
@@ -114,6 +116,7 @@ impl Counters {
             DisconnectReason::Handler(_) => 7,
             DisconnectReason::Panicked => 8,
             DisconnectReason::ServiceStopped => 9,
+            DisconnectReason::Filter(_) => 10,
         };
         self.ends[index].fetch_add(1, Ordering::Relaxed);
     }
@@ -131,6 +134,7 @@ impl Counters {
             handler: end(7),
             panicked: end(8),
             service_stopped: end(9),
+            filter: end(10),
         }
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Core {
     pub(super) stage: Stage,
     /// `connected` was called.
     pub(super) begun: bool,
+    /// The peer has ended the stream in the filter's own protocol.
+    pub(super) filter_ended: bool,
     /// The end was looked at, and nothing has happened since.
     pub(super) looked_for_end: bool,
     /// The time for the end is being watched.
@@ -49,6 +51,7 @@ impl Core {
             needed_bytes: 0,
             stage: Stage::Open,
             begun: false,
+            filter_ended: false,
             looked_for_end: false,
             end_is_timed: false,
             told_over_mark: false,

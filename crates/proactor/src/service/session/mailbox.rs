@@ -11,11 +11,16 @@ use std::any::Any;
 use std::collections::VecDeque;
 
 use super::core::Core;
+use super::receive::Plain;
 use crate::{Error, PoolBuffer};
 
 /// What a continuous receive brought.
 pub(super) enum Received {
     Chunk(PoolBuffer),
+    /// What a filter made of a chunk, or what is left of it.
+    Plain(Plain),
+    /// The peer has ended the stream in the filter's own protocol.
+    FilterEnd,
     End(Result<(), Error>),
 }
 

@@ -7,10 +7,12 @@
 //! | `core` | the part that callbacks run on |
 //! | `run` | the thread that has the core: callbacks in order, and the end |
 //! | `receive` | bytes into frames |
+//! | `filtered` | a filter, such as TLS, in between |
 //! | `send`, `outgoing` | frames into bytes: the queue, one gathered send at a time |
 //! | `times` | timeouts, heartbeats, the slow-peer rule |
 
 mod core;
+mod filtered;
 mod mailbox;
 mod outgoing;
 mod receive;
@@ -27,10 +29,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::filtered::Filtered;
 use self::mailbox::{Ending, Mailbox, Received, Signals};
 use self::outgoing::Outgoing;
 use self::times::Times;
 use super::error::{DisconnectReason, SendError};
+use super::filter::{Filter, FilterError};
 use super::groups::Member;
 use super::lock::lock;
 use super::runtime::{Key, Source};
@@ -103,6 +107,8 @@ pub(super) struct SessionShared {
     mailbox: Mutex<Mailbox>,
     outgoing: Mutex<Outgoing>,
     times: Times,
+    /// What lies between the bytes and the frames, where the service has something there.
+    filter: Option<Box<Mutex<Filtered>>>,
     received_bytes: AtomicU64,
     received_frames: AtomicU64,
     reason: OnceLock<DisconnectReason>,
@@ -208,6 +214,13 @@ impl Session {
         lock(&self.shared.outgoing).over_mark
     }
 
+    /// What the filter of the service knows of this connection, if it is of type `T`: for TLS a
+    /// `tls::TlsInformation`.
+    pub fn filter_information<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        let information = lock(self.shared.filter.as_ref()?).filter().information()?;
+        information.downcast().ok()
+    }
+
     /// What it has moved so far.
     pub fn counters(&self) -> SessionCounters {
         self.shared.counters()
@@ -277,6 +290,7 @@ impl SessionShared {
         peer: Option<SocketAddr>,
         service: Arc<ServiceShared>,
         stream: StreamSocket,
+        filter: Option<Box<dyn Filter>>,
     ) -> Arc<Self> {
         let now_ms = service.runtime.milliseconds(Instant::now());
         Arc::new(Self {
@@ -288,6 +302,7 @@ impl SessionShared {
             mailbox: Mutex::default(),
             outgoing: Mutex::new(Outgoing::new(stream)),
             times: Times::new(now_ms),
+            filter: filter.map(|filter| Box::new(Mutex::new(Filtered::new(filter)))),
             received_bytes: AtomicU64::new(0),
             received_frames: AtomicU64::new(0),
             reason: OnceLock::new(),
@@ -368,6 +383,11 @@ impl SessionShared {
         if schedule {
             self.service.runtime.post(self.key);
         }
+    }
+
+    /// Its filter could not be made.
+    pub(super) fn filter_failed(&self, error: FilterError) {
+        self.request_end(DisconnectReason::Filter(error), Ending::Abrupt);
     }
 
     pub(super) fn stop(&self, orderly: bool) {

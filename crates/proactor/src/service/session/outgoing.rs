@@ -144,6 +144,13 @@ impl Outgoing {
         Batch::Many(list)
     }
 
+    /// Something is in flight from now on that is none of the queue.
+    pub(super) fn begin_flight(&mut self) {
+        debug_assert!(!self.in_flight);
+        self.in_flight = true;
+        self.flight_bytes = 0;
+    }
+
     /// The first queued buffer, or its first `most_bytes` where it can be divided.
     fn take_up_to(&mut self, most_bytes: usize) -> SendBuffer {
         match self.closed.front_mut() {

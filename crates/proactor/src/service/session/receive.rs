@@ -5,6 +5,7 @@
 //! whole; so a session that is idle between frames holds no memory for receiving, and the buffer of
 //! the port's pool goes back as soon as its bytes were looked at.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -26,6 +27,62 @@ const STEP_BYTES: usize = 1024;
 pub(super) enum Stop {
     Frame(FrameError),
     Handler(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A piece of the stream that frames are found in, and that is used up from its front.
+pub(super) trait Piece: Deref<Target = [u8]> {
+    /// Gives up bytes at the front.
+    fn advance(&mut self, count: usize);
+
+    /// What is left, for later.
+    fn into_received(self) -> Received;
+}
+
+impl Piece for PoolBuffer {
+    fn advance(&mut self, count: usize) {
+        PoolBuffer::advance(self, count);
+    }
+
+    fn into_received(self) -> Received {
+        Received::Chunk(self)
+    }
+}
+
+/// What a filter made of a piece of the stream.
+pub(super) struct Plain {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Plain {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, start: 0 }
+    }
+}
+
+impl Deref for Plain {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl Piece for Plain {
+    fn advance(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.bytes.len());
+    }
+
+    fn into_received(self) -> Received {
+        Received::Plain(self)
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        recycle::keep_buffer(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl SessionShared {
@@ -50,7 +107,7 @@ impl SessionShared {
         &self,
         core: &mut Core,
         session: &Session,
-        chunk: &mut PoolBuffer,
+        chunk: &mut impl Piece,
     ) -> Result<(), Stop> {
         let had_partial = !core.partial.is_empty();
         let before = chunk.len();
@@ -73,7 +130,7 @@ impl SessionShared {
         &self,
         core: &mut Core,
         session: &Session,
-        chunk: &mut PoolBuffer,
+        chunk: &mut impl Piece,
         frames: &mut u64,
     ) -> Result<(), Stop> {
         let maximum = self.service.framing.maximum_frame_bytes();
@@ -115,7 +172,7 @@ impl SessionShared {
         &self,
         core: &mut Core,
         session: &Session,
-        chunk: &mut PoolBuffer,
+        chunk: &mut impl Piece,
         maximum: usize,
         frames: &mut u64,
     ) -> Result<(), Stop> {
@@ -158,7 +215,7 @@ impl SessionShared {
 }
 
 /// Whether there is something to ask the decoder about.
-pub(super) fn has_input(core: &Core, chunk: &PoolBuffer) -> bool {
+pub(super) fn has_input(core: &Core, chunk: &[u8]) -> bool {
     // A decoder that looks ahead may have found a frame that ends before what was kept of it.
     !chunk.is_empty() || (!core.partial.is_empty() && core.needed_bytes == 0)
 }

@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::super::error::DisconnectReason;
+use super::super::filter::FilterError;
 use super::super::framing::Decoder;
 use super::super::handler::{AfterEnd, HandlerResult, SessionHandler};
 use super::super::lock::lock;
 use super::core::{Core, Stage, close_abruptly};
 use super::mailbox::{Ending, Mailbox, Received, Signals};
-use super::receive::{Stop, has_input};
+use super::receive::{Piece, Stop, has_input};
 use super::{Session, SessionShared};
 use crate::{Error, Operation};
 
@@ -121,7 +122,9 @@ impl SessionShared {
             let sent_bytes = std::mem::take(&mut mailbox.sent_bytes);
             return Some(Next::Signals(mailbox.signals.take(), sent_bytes));
         }
-        if let Some(message) = mailbox.messages.pop_front() {
+        if core.begun
+            && let Some(message) = mailbox.messages.pop_front()
+        {
             return Some(Next::Message(message));
         }
         if !self.is_paused()
@@ -143,10 +146,19 @@ impl SessionShared {
         sent_bytes: usize,
     ) {
         if signals.has(Signals::BEGIN) {
-            core.begun = true;
-            self.call(core, |handler| handler.connected(session));
+            if self.is_ready() {
+                self.connected(core, session);
+            }
             self.start_receiving();
+            if self.filter.is_some() {
+                // A client's filter speaks first.
+                self.flush();
+            }
             self.watch_times();
+        }
+        if !core.begun {
+            // The filter's own protocol has not begun: the handler knows of nothing yet.
+            return;
         }
         if sent_bytes > 0 {
             self.call(core, |handler| {
@@ -183,6 +195,12 @@ impl SessionShared {
         }
     }
 
+    /// The first callback.
+    pub(super) fn connected(&self, core: &mut Core, session: &Session) {
+        core.begun = true;
+        self.call(core, |handler| handler.connected(session));
+    }
+
     /// Calls back. A panic or an error ends the session.
     fn call(
         &self,
@@ -209,16 +227,42 @@ impl SessionShared {
     }
 
     /// What was received has its turn.
-    fn look_at(&self, core: &mut Core, session: &Session, received: Received) {
-        let mut chunk = match received {
-            Received::Chunk(chunk) => chunk,
-            Received::End(result) => return self.look_at_end(core, session, result),
+    fn look_at(self: &Arc<Self>, core: &mut Core, session: &Session, received: Received) {
+        let leftover = match received {
+            Received::Chunk(chunk) if self.filter.is_some() => {
+                return self.look_at_filtered(core, session, chunk);
+            }
+            Received::Chunk(chunk) => self.look_at_piece(core, session, chunk),
+            Received::Plain(plain) => self.look_at_piece(core, session, plain),
+            Received::FilterEnd => return self.look_at_end(core, session, Ok(())),
+            Received::End(result) => {
+                if self.filter.is_none() || result.is_err() {
+                    return self.look_at_end(core, session, result);
+                }
+                if !core.filter_ended && !self.is_ending() {
+                    let reason = DisconnectReason::Filter(FilterError::cut_off());
+                    self.request_end(reason, Ending::Orderly);
+                }
+                return;
+            }
         };
-        let fed = catch_unwind(AssertUnwindSafe(|| self.feed(core, session, &mut chunk)));
+        if let Some(leftover) = leftover {
+            lock(&self.mailbox).received.push_front(leftover);
+        }
+    }
+
+    /// Hands over the frames in a piece; gives back what is left where receiving pauses.
+    pub(super) fn look_at_piece(
+        &self,
+        core: &mut Core,
+        session: &Session,
+        mut piece: impl Piece,
+    ) -> Option<Received> {
+        let fed = catch_unwind(AssertUnwindSafe(|| self.feed(core, session, &mut piece)));
         match fed {
             Ok(Ok(())) => {
-                if self.is_paused() && has_input(core, &chunk) {
-                    lock(&self.mailbox).received.push_front(Received::Chunk(chunk));
+                if self.is_paused() && has_input(core, &piece) {
+                    return Some(piece.into_received());
                 }
             }
             Ok(Err(Stop::Frame(error))) => {
@@ -228,6 +272,7 @@ impl SessionShared {
             Ok(Err(Stop::Handler(error))) => self.handler_failed(error),
             Err(_) => self.panicked(),
         }
+        None
     }
 
     fn look_at_end(&self, core: &mut Core, session: &Session, result: Result<(), Error>) {
@@ -266,7 +311,10 @@ impl SessionShared {
             mailbox.receiving
         };
         let mut outgoing = lock(&self.outgoing);
-        let flushed = !outgoing.in_flight && !outgoing.is_waiting();
+        if self.filter.is_some() {
+            self.discard_unready(&mut outgoing);
+        }
+        let mut flushed = !outgoing.in_flight && !self.has_to_send(&outgoing);
         if ending == Ending::Abrupt && core.stage < Stage::Closed {
             self.discard(&mut outgoing);
             if let Some(stream) = outgoing.stream.take() {
@@ -275,6 +323,11 @@ impl SessionShared {
                 outgoing = lock(&self.outgoing);
             }
             core.stage = Stage::Closed;
+        }
+        if core.stage == Stage::Flushing && flushed && self.end_filter() {
+            flushed = false;
+            self.start_send(outgoing);
+            outgoing = lock(&self.outgoing);
         }
         if core.stage == Stage::Flushing && flushed {
             core.stage = Stage::Lingering;

@@ -97,11 +97,25 @@ impl SessionShared {
         Ok(())
     }
 
-    fn start_send(&self, mut outgoing: MutexGuard<'_, Outgoing>) {
+    /// Starts a send of what waits, where there is something and nothing is in flight.
+    pub(super) fn flush(&self) {
+        let outgoing = lock(&self.outgoing);
+        if !outgoing.in_flight && self.has_to_send(&outgoing) {
+            self.start_send(outgoing);
+        }
+    }
+
+    pub(super) fn start_send(&self, mut outgoing: MutexGuard<'_, Outgoing>) {
         let Some(stream) = outgoing.stream.clone() else { return };
-        let batch = outgoing.take_batch();
         // Nobody else starts one while this one is in flight, so the order is kept.
-        drop(outgoing);
+        let batch = if self.filter.is_none() {
+            let batch = outgoing.take_batch();
+            drop(outgoing);
+            batch
+        } else {
+            let Some(batch) = self.take_filtered(outgoing) else { return };
+            batch
+        };
         let operation = recycle::operation();
         let started = match batch {
             Batch::One(buffer) => stream.send(operation, buffer),
@@ -115,7 +129,7 @@ impl SessionShared {
     }
 
     /// Accounts for the end of the send in flight, of which `moved_bytes` went out.
-    fn send_ended(&self, outgoing: &mut Outgoing, moved_bytes: usize) {
+    pub(super) fn send_ended(&self, outgoing: &mut Outgoing, moved_bytes: usize) {
         let before = outgoing.queued_bytes;
         outgoing.flight_ended();
         outgoing.sent_bytes += moved_bytes as u64;
@@ -144,7 +158,7 @@ impl SessionShared {
                 self.flags.fetch_and(!OVER_MARK, Ordering::SeqCst);
                 crossed = true;
             }
-            if outgoing.is_waiting() {
+            if self.has_to_send(&outgoing) {
                 self.start_send(outgoing);
             } else {
                 drop(outgoing);
