@@ -614,6 +614,52 @@ on_each_backend! {
         answers.into_iter().for_each(Answer::wait);
     }
 
+    /// Nor does it hold up the ends of other connections, orderly or not.
+    fn a_blocked_handler_does_not_hold_up_the_ends_of_others(ports: &Ports) {
+        const SOCKETS: usize = 8;
+        let port = ports.shared(1);
+        let (streams, mut peers): (Vec<StreamSocket>, Vec<TcpStream>) = (0..SOCKETS)
+            .map(|key| {
+                let (stream, peer) = tcp_pair();
+                (port.associate(stream, key).unwrap(), peer)
+            })
+            .unzip();
+        for stream in &streams {
+            stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
+        }
+        let ends = Arc::new(AtomicUsize::new(0));
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let workers: Vec<Worker> = (0..2).map(|_| Worker::spawn()).collect();
+        let answers: Vec<_> = workers
+            .iter()
+            .map(|worker| {
+                let (port, ends, released) =
+                    (Arc::clone(&port), Arc::clone(&ends), Arc::clone(&released));
+                worker.start(move || {
+                    while let Ok(completion) = port.dequeue(None) {
+                        if completion.bytes() > 0 {
+                            let released = released.lock().unwrap();
+                            released.recv_timeout(HANG).expect("the others end");
+                        } else {
+                            ends.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut blocker = peers.remove(0);
+        blocker.write_all(b"block").unwrap();
+        wait_until("the handler to be busy", || released.try_lock().is_err());
+        for (index, peer) in peers.into_iter().enumerate() {
+            if index % 2 == 0 { drop(peer) } else { reset(peer) }
+        }
+        wait_until("the ends", || ends.load(Ordering::SeqCst) == SOCKETS - 1);
+        release.send(()).unwrap();
+        port.close();
+        answers.into_iter().for_each(Answer::wait);
+    }
+
     /// A port at which nothing happens costs nothing: threads that wait do not go round in circles.
     fn threads_that_wait_do_not_spin(ports: &Ports) {
         let port = ports.shared(2);

@@ -304,8 +304,8 @@ impl<D: Driver> Socket<D> {
     }
 
     /// A rescuer found the socket readable while its home is stuck: reads it without its driver.
-    /// Ends and errors wait for the home, whose receive sees them too. Returns whether a packet
-    /// came of it.
+    /// The home's receive sees an end later, too, and finds it known. Returns whether a packet came
+    /// of it.
     pub(crate) fn read_for_home(self: &Arc<Self>, sink: &mut Sink<'_>) -> bool {
         let mut state = self.lock();
         if state.closed {
@@ -316,10 +316,14 @@ impl<D: Driver> Socket<D> {
             return false;
         }
         // Not its home's pool: that one is all in the kernel's hands.
-        let outcome = self.read_into_pool(&self.engine.pool);
-        let Ok(buffer) = outcome else { return false };
-        self.hold(buffer.capacity(), buffer.pool());
-        stream.ahead.push_back(buffer);
+        match self.read_into_pool(&self.engine.pool) {
+            Ok(buffer) => {
+                self.hold(buffer.capacity(), buffer.pool());
+                stream.ahead.push_back(buffer);
+            }
+            Err(Read::End(end)) => stream.set_end(end),
+            Err(_) => return false,
+        }
         stream.satisfy(self, sink);
         true
     }
