@@ -2,14 +2,17 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::*;
 use proactor::service::framing::LengthPrefixed;
 use proactor::service::{
-    Backoff, ClientService, HandlerResult, Phase, Runtime, ServerService, Session, SessionHandler,
+    AfterEnd, Backoff, ClientService, DisconnectReason, HandlerResult, Phase, Runtime,
+    ServerService, Session, SessionHandler,
 };
 
 fn runtime(ports: &Ports) -> Runtime {
@@ -46,6 +49,77 @@ fn quickly() -> Backoff {
         first: Duration::from_millis(1),
         longest: Duration::from_millis(20),
         ..Backoff::default()
+    }
+}
+
+/// One side of a relay: what comes goes to the other side, no faster than that takes it.
+struct Relay {
+    other: Arc<OnceLock<Session>>,
+}
+
+impl SessionHandler for Relay {
+    fn received(&mut self, session: &Session, bytes: &[u8]) -> HandlerResult {
+        let other = self.other.get().expect("it was connected first");
+        other.send(bytes)?;
+        if other.is_over_mark() {
+            session.pause_receiving();
+            if !other.is_over_mark() {
+                // It fell before the pause, and nobody will say so any more.
+                session.resume_receiving();
+            }
+        }
+        Ok(())
+    }
+    fn low_water(&mut self, _session: &Session) {
+        self.other.get().expect("it was connected first").resume_receiving();
+    }
+    fn peer_ended(&mut self, session: &Session) -> AfterEnd {
+        let _ = session;
+        if let Some(other) = self.other.get() {
+            other.disconnect();
+        }
+        AfterEnd::Disconnect
+    }
+    fn disconnected(&mut self, _session: &Session, _reason: DisconnectReason) {
+        if let Some(other) = self.other.get() {
+            other.disconnect();
+        }
+    }
+}
+
+/// A relay's server side: dials when it is connected, and receives nothing until that stands.
+struct Inbound {
+    dialer: Arc<ClientService>,
+    target: SocketAddr,
+    relay: Relay,
+}
+
+impl SessionHandler for Inbound {
+    fn connected(&mut self, session: &Session) -> HandlerResult {
+        session.pause_receiving();
+        let (here, failing) = (session.clone(), session.clone());
+        let outbound = Arc::clone(&self.relay.other);
+        let made = move |there: &Session| {
+            let back = Arc::new(OnceLock::new());
+            back.set(here.clone()).unwrap();
+            outbound.set(there.clone()).unwrap();
+            here.resume_receiving();
+            Relay { other: back }
+        };
+        self.dialer.dial(self.target, made, move |_error| failing.abort());
+        Ok(())
+    }
+    fn received(&mut self, session: &Session, bytes: &[u8]) -> HandlerResult {
+        self.relay.received(session, bytes)
+    }
+    fn low_water(&mut self, session: &Session) {
+        self.relay.low_water(session);
+    }
+    fn peer_ended(&mut self, session: &Session) -> AfterEnd {
+        self.relay.peer_ended(session)
+    }
+    fn disconnected(&mut self, session: &Session, reason: DisconnectReason) {
+        self.relay.disconnected(session, reason);
     }
 }
 
@@ -125,5 +199,56 @@ on_each_backend! {
         drop(client);
         drop(server);
         assert!(!path.exists(), "the socket's file is removed");
+    }
+
+    fn a_relay_of_a_server_and_a_dialer(ports: &Ports) {
+        const PIECES: u64 = 300;
+        let runtime = runtime(ports);
+        let origin = ServerService::builder(|_| Echo).listen("127.0.0.1:0").start_on(&runtime).unwrap();
+        let target = origin.local_address().unwrap();
+        let dialer = Arc::new(ClientService::dialer().start_on(&runtime).unwrap());
+        let dialing = Arc::clone(&dialer);
+        let relay = ServerService::builder(move |_| Inbound {
+            dialer: Arc::clone(&dialing),
+            target,
+            relay: Relay { other: Arc::default() },
+        })
+        .listen("127.0.0.1:0")
+        .start_on(&runtime)
+        .unwrap();
+        let address = relay.local_address().unwrap();
+        std::thread::scope(|scope| {
+            for client in 0..3 {
+                scope.spawn(move || {
+                    let mut stream = connect(address);
+                    let mut writer = stream.try_clone().unwrap();
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| {
+                            for piece in 0..PIECES {
+                                writer.write_all(&pattern(client * PIECES + piece, 50_000)).unwrap();
+                            }
+                        });
+                        // Slower than it is sent, so that every queue on the way fills.
+                        for piece in 0..PIECES {
+                            let got = read_bytes(&mut stream, 50_000);
+                            assert_same_bytes(&got, &pattern(client * PIECES + piece, 50_000));
+                            assert!(stream.peer_addr().is_ok());
+                        }
+                    });
+                });
+            }
+        });
+        wait_until("all are gone", || {
+            [origin.handle(), relay.handle(), dialer.handle()].iter().all(|s| s.session_count() == 0)
+        });
+        // Nobody there: the relay ends the connection.
+        drop(origin);
+        let mut stream = connect(address);
+        read_to_end(&mut stream);
+        wait_until("it is gone", || relay.handle().session_count() == 0);
+        relay.stop(Duration::ZERO);
+        dialer.stop(Duration::ZERO);
+        assert_eq!(dialer.handle().phase(), Phase::Stopped);
+        assert_eq!(dialer.handle().snapshot().accepted, 3);
     }
 }

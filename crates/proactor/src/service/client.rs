@@ -1,16 +1,18 @@
 //! A service that connects.
 
 use std::fmt;
-use std::net::ToSocketAddrs;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Backoff, Limits, Timeouts, WaterMarks};
+use super::dial::Dial;
 use super::error::StartError;
 use super::filter::FilterFactory;
 use super::framing::{Framing, RawBytes};
-use super::handler::SessionHandler;
+use super::handler::{HandlerResult, SessionHandler};
 use super::link::{Links, Target};
 use super::runtime::Runtime;
 use super::session::Session;
@@ -52,6 +54,7 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 /// ```
 pub struct ClientService {
     shared: Arc<ServiceShared>,
+    links: Arc<Links>,
     drain: Duration,
     /// Last, so that it is dropped when all else is closed.
     runtime: Runtime,
@@ -89,6 +92,38 @@ impl ClientService {
                 timeouts: Timeouts { handshake: None, ..Timeouts::default() },
                 nodelay: true,
             },
+        }
+    }
+
+    /// A client that keeps no connections, for [`dial`](Self::dial) alone.
+    pub fn dialer() -> ClientBuilder {
+        struct Nobody;
+        impl SessionHandler for Nobody {
+            fn received(&mut self, _session: &Session, _frame: &[u8]) -> HandlerResult {
+                Ok(())
+            }
+        }
+        Self::builder(|_session| Nobody).connections(0)
+    }
+
+    /// Makes one connection, once, with a handler of its own: for a relay, for example, one for
+    /// each session of its server. It is a session of this service like the others, but is not
+    /// connected again.
+    ///
+    /// Does not wait. On a worker thread, and once, either `made` is called with the session and
+    /// makes its handler, or `failed` with the error: nobody there, no connection within
+    /// [`Timeouts::connect`], the service stopping, no descriptor left. Where not even the attempt
+    /// can be made `failed` is called at once, on this thread.
+    pub fn dial<H: SessionHandler>(
+        &self,
+        address: SocketAddr,
+        made: impl FnOnce(&Session) -> H + Send + 'static,
+        failed: impl FnOnce(io::Error) + Send + 'static,
+    ) {
+        let made = move |session: &Session| -> Box<dyn SessionHandler> { Box::new(made(session)) };
+        match Dial::start(&self.shared, address, Box::new(made), Box::new(failed)) {
+            Ok(dial) => self.links.watch(&self.shared, &dial),
+            Err((failed, error)) => failed(error),
         }
     }
 
@@ -233,8 +268,8 @@ impl ClientBuilder {
         if let Some(error) = self.error {
             return Err(error);
         }
-        if self.targets.is_empty() {
-            let error = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        if self.targets.is_empty() && self.connections > 0 {
+            let error = io::Error::from(io::ErrorKind::InvalidInput);
             return Err(StartError::new("a client needs an address to connect to", error));
         }
         let shared = ServiceShared::new(self.settings, Arc::clone(runtime.shared()));
@@ -247,6 +282,6 @@ impl ClientBuilder {
         assert!(shared.close_hook.set(Box::new(close)).is_ok(), "set once");
         tracing::info!(service = shared.name, connections = self.connections, "connecting");
         links.start();
-        Ok(ClientService { shared, drain: self.drain, runtime: runtime.clone() })
+        Ok(ClientService { shared, links, drain: self.drain, runtime: runtime.clone() })
     }
 }

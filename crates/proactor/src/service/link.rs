@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::config::Backoff;
+use super::dial::Dial;
 use super::lock::lock;
 use super::runtime::{Key, Source, Timed};
 use super::session::SessionId;
@@ -41,6 +42,8 @@ pub(super) struct Links {
     service: Weak<ServiceShared>,
     links: Vec<Arc<Link>>,
     by_session: Mutex<HashMap<SessionId, usize>>,
+    /// Attempts for connections that are not kept.
+    dials: Mutex<Vec<Weak<Dial>>>,
     targets: Vec<Target>,
     /// Each attempt takes the next one.
     next_target: AtomicUsize,
@@ -95,6 +98,7 @@ impl Links {
                 })
                 .collect(),
             by_session: Mutex::default(),
+            dials: Mutex::default(),
             targets,
             next_target: AtomicUsize::new(0),
             backoff,
@@ -114,6 +118,23 @@ impl Links {
     pub(super) fn close(&self) {
         let Some(service) = self.service.upgrade() else { return };
         self.links.iter().for_each(|link| link.close(&service));
+        let dials = std::mem::take(&mut *lock(&self.dials));
+        dials.iter().filter_map(Weak::upgrade).for_each(|dial| dial.cancel());
+    }
+
+    /// Has an attempt end with the service.
+    pub(super) fn watch(&self, service: &ServiceShared, dial: &Arc<Dial>) {
+        {
+            let mut dials = lock(&self.dials);
+            if dials.len() == dials.capacity() {
+                // Before it grows: those that are over go.
+                dials.retain(|dial| dial.strong_count() > 0);
+            }
+            dials.push(Arc::downgrade(dial));
+        }
+        if !service.is_running() {
+            dial.cancel();
+        }
     }
 
     /// A session is over: its link connects again.

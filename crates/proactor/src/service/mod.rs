@@ -58,6 +58,7 @@
 
 mod client;
 mod config;
+mod dial;
 mod error;
 mod filter;
 pub mod framing;

@@ -185,6 +185,18 @@ impl ServiceShared {
         peer: Option<std::net::SocketAddr>,
         id: SessionId,
     ) {
+        self.begin_session_with(key, stream, peer, id, |session| (self.factory)(session));
+    }
+
+    /// The same, with a handler that is made by `factory`.
+    pub(super) fn begin_session_with(
+        self: &Arc<Self>,
+        key: Key,
+        stream: StreamSocket,
+        peer: Option<std::net::SocketAddr>,
+        id: SessionId,
+        factory: impl FnOnce(&Session) -> Box<dyn SessionHandler>,
+    ) {
         let (filter, filter_error) = self.make_filter();
         let shared = SessionShared::new(id, key, peer, Arc::clone(self), stream, filter);
         let session = Session { shared: Arc::clone(&shared) };
@@ -196,7 +208,7 @@ impl ServiceShared {
         };
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(service = self.name, session = id.get(), ?peer, "connected");
-        let handler = catch_unwind(AssertUnwindSafe(|| (self.factory)(&session)));
+        let handler = catch_unwind(AssertUnwindSafe(|| factory(&session)));
         let decoder = self.framing.decoder();
         if let Some(error) = filter_error {
             shared.filter_failed(error);
