@@ -12,11 +12,13 @@ use super::config::{Limits, Timeouts, WaterMarks};
 use super::error::StartError;
 use super::filter::FilterFactory;
 use super::framing::{Framing, RawBytes};
+use super::handle::ServiceHandle;
 use super::handler::SessionHandler;
 use super::listener::{Listener, Place};
+use super::phases::StopReport;
 use super::runtime::Runtime;
 use super::session::Session;
-use super::shared::{ServiceHandle, ServiceShared, Settings, StopReport};
+use super::shared::{ServiceShared, Settings};
 
 /// How long a service that is stopped by [`ServiceHandle::request_stop`] drains, unless said.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);

@@ -1,72 +1,26 @@
-//! What all sessions of a service share: its limits, its list of sessions, its counters, its end.
+//! What all sessions of a service share: its limits, its list of sessions, its counters.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{Duration, Instant};
-
-use bytes::{Bytes, BytesMut};
 
 use super::config::{Limits, Timeouts, WaterMarks};
-use super::error::{DisconnectReason, SendError};
+use super::error::DisconnectReason;
 use super::filter::{Filter, FilterError, FilterFactory, NoFilter};
-use super::framing::{FrameHead, Framing};
+use super::framing::Framing;
 use super::handler::SessionHandler;
 use super::lock::lock;
+use super::phases::Phase;
 use super::runtime::{Key, RuntimeShared};
 use super::session::{Session, SessionCounters, SessionId, SessionShared};
-use super::snapshot::{Counters, HandlerTime, RejectedCounters, ServiceSnapshot};
+use super::snapshot::{Counters, HandlerTime};
 use crate::StreamSocket;
 
 /// Bytes that each session may have queued without asking the service's limit, so that short
 /// messages of different sessions do not meet at one counter.
 const UNCHARGED_BYTES: usize = 4 * 1024;
-
-/// How far the end of a service has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
-    /// It serves.
-    Running,
-    /// No new sessions; those that are there were told and may end by themselves.
-    Draining,
-    /// The sessions that are left are disconnected in order.
-    Disconnecting,
-    /// The sessions that are left are aborted.
-    Aborting,
-    /// No session is left, and no listener.
-    Stopped,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Running => "running",
-            Self::Draining => "draining",
-            Self::Disconnecting => "disconnecting",
-            Self::Aborting => "aborting",
-            Self::Stopped => "stopped",
-        })
-    }
-}
-
-/// How a service came to its end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StopReport {
-    /// Sessions that ended by themselves while the service drained.
-    pub drained: usize,
-    /// Sessions that were then disconnected in order.
-    pub disconnected: usize,
-    /// Sessions that had to be aborted.
-    pub aborted: usize,
-    /// Sessions whose handler was still in a callback when the last phase was over.
-    pub left: usize,
-    /// How long it took.
-    pub elapsed: Duration,
-}
 
 type Factory = dyn Fn(&Session) -> Box<dyn SessionHandler> + Send + Sync;
 type EndHook = dyn Fn(SessionId) + Send + Sync;
@@ -98,27 +52,28 @@ pub(super) struct ServiceShared {
     queued_bytes: AtomicUsize,
     pub(super) counters: Counters,
     pub(super) handler_time: HandlerTime,
-    state: Mutex<State>,
-    changed: Condvar,
+    pub(super) state: Mutex<State>,
+    /// Told of every change of the state that somebody may wait for.
+    pub(super) changed: Condvar,
     /// Called after a session's last callback.
     pub(super) end_hook: OnceLock<Box<EndHook>>,
     /// Called when no new connections are wanted any more.
     pub(super) close_hook: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-struct State {
-    phase: Phase,
+pub(super) struct State {
+    pub(super) phase: Phase,
     /// Somebody asked for the end, and has not been heard.
-    stop_requested: bool,
-    forced: bool,
-    sessions: HashMap<SessionId, Session>,
+    pub(super) stop_requested: bool,
+    pub(super) forced: bool,
+    pub(super) sessions: HashMap<SessionId, Session>,
     /// Sessions, and connections that are about to be ones.
-    admitted: usize,
-    addresses: HashMap<IpAddr, usize>,
+    pub(super) admitted: usize,
+    pub(super) addresses: HashMap<IpAddr, usize>,
     /// What sessions moved that have ended.
-    past: SessionCounters,
+    pub(super) past: SessionCounters,
     /// Sources other than sessions that are still open: listeners, connectors.
-    others: usize,
+    pub(super) others: usize,
 }
 
 impl ServiceShared {
@@ -310,104 +265,10 @@ impl ServiceShared {
         lock(&self.state).phase == Phase::Running
     }
 
-    fn sessions(&self) -> Vec<Session> {
+    pub(super) fn sessions(&self) -> Vec<Session> {
         lock(&self.state).sessions.values().cloned().collect()
     }
-
-    fn enter(&self, phase: Phase) -> usize {
-        let left = {
-            let mut state = lock(&self.state);
-            state.phase = state.phase.max(phase);
-            state.sessions.len()
-        };
-        tracing::info!(service = self.name, %phase, sessions = left, "service");
-        self.changed.notify_all();
-        left
-    }
-
-    /// Waits until everything is closed (`true`), the time is up, or the end is forced.
-    fn wait_for_end(&self, time: Duration, unless_forced: bool) -> bool {
-        let deadline = Instant::now().checked_add(time);
-        let mut state = lock(&self.state);
-        loop {
-            if state.admitted == 0 && state.others == 0 {
-                return true;
-            }
-            if unless_forced && state.forced {
-                return false;
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            state = match left {
-                Some(Duration::ZERO) => return false,
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner),
-            };
-        }
-    }
-
-    /// Waits until somebody asks for the end.
-    pub(super) fn wait_for_request(&self) {
-        let mut state = lock(&self.state);
-        while !state.stop_requested && state.phase == Phase::Running {
-            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-    }
-
-    /// Stops the service, phase by phase.
-    pub(super) fn stop(&self, drain: Duration) -> StopReport {
-        let began = Instant::now();
-        let mut report = StopReport::default();
-        let mut left = self.enter(Phase::Draining);
-        if let Some(close) = self.close_hook.get() {
-            close();
-        }
-        self.sessions().iter().for_each(|session| session.shared.drain());
-        let on_worker = self.runtime.is_handling();
-        // A callback cannot wait for callbacks.
-        let time = |time| if on_worker { Duration::ZERO } else { time };
-        let mut ended = self.wait_for_end(time(drain), true);
-        if !ended {
-            let now = self.enter(Phase::Disconnecting);
-            report.drained = left.saturating_sub(now);
-            left = now;
-            self.sessions().iter().for_each(|session| session.shared.stop(true));
-            // A little more than the sessions' own limit, after which they reset by themselves.
-            let limit = self.timeouts.disconnect + Duration::from_millis(500);
-            ended = self.wait_for_end(time(limit), true);
-            if !ended && !on_worker {
-                let now = self.enter(Phase::Aborting);
-                report.disconnected = left.saturating_sub(now);
-                left = now;
-                self.sessions().iter().for_each(|session| session.shared.stop(false));
-                ended = self.wait_for_end(ABORT_TIME, false);
-                let now = lock(&self.state).sessions.len();
-                report.aborted = left.saturating_sub(now);
-                report.left = now;
-            } else if ended {
-                report.disconnected = left;
-            }
-        } else {
-            report.drained = left;
-        }
-        if ended {
-            self.enter(Phase::Stopped);
-        } else if !on_worker {
-            tracing::error!(
-                service = self.name,
-                sessions = report.left,
-                "handlers are still in a callback"
-            );
-        }
-        report.elapsed = began.elapsed();
-        report
-    }
 }
-
-/// How long aborted sessions are waited for: their last callbacks have to return.
-const ABORT_TIME: Duration = Duration::from_secs(5);
 
 fn charged(queued_bytes: usize) -> usize {
     queued_bytes.saturating_sub(UNCHARGED_BYTES)
@@ -423,133 +284,5 @@ fn network(address: IpAddr) -> IpAddr {
             IpAddr::V6(segments.into())
         }
         address => address,
-    }
-}
-
-/// A handle of a service, for handlers and for other threads. It does not keep the service running.
-#[derive(Clone)]
-pub struct ServiceHandle {
-    shared: Arc<ServiceShared>,
-}
-
-impl ServiceHandle {
-    pub(super) fn new(shared: Arc<ServiceShared>) -> Self {
-        Self { shared }
-    }
-
-    /// The service's name.
-    pub fn name(&self) -> &str {
-        &self.shared.name
-    }
-
-    /// How far its end has come.
-    pub fn phase(&self) -> Phase {
-        lock(&self.shared.state).phase
-    }
-
-    /// Asks for the end: whoever is in [`run`](super::ServerService::run) stops the service. A
-    /// second call forces it: the sessions that are left are aborted without more waiting. This is
-    /// what a program calls at its first and second signal to end.
-    pub fn request_stop(&self) {
-        {
-            let mut state = lock(&self.shared.state);
-            state.forced |= state.stop_requested || state.phase > Phase::Running;
-            state.stop_requested = true;
-        }
-        self.shared.changed.notify_all();
-    }
-
-    /// How many sessions there are.
-    pub fn session_count(&self) -> usize {
-        lock(&self.shared.state).sessions.len()
-    }
-
-    /// The session with this id.
-    pub fn session(&self, id: SessionId) -> Option<Session> {
-        lock(&self.shared.state).sessions.get(&id).cloned()
-    }
-
-    /// The sessions as they are now.
-    pub fn sessions(&self) -> Vec<Session> {
-        self.shared.sessions()
-    }
-
-    /// Makes a frame of `payload` that can be sent to any number of sessions of this service with
-    /// [`Session::send_encoded`].
-    ///
-    /// # Errors
-    /// [`SendError::Frame`].
-    pub fn encode(&self, payload: &[u8]) -> Result<Bytes, SendError> {
-        let framing = &self.shared.framing;
-        let mut head = FrameHead::new();
-        framing.head(payload.len(), &mut head)?;
-        let tail = framing.tail();
-        let mut frame = BytesMut::with_capacity(head.len() + payload.len() + tail.len());
-        frame.extend_from_slice(&head);
-        frame.extend_from_slice(payload);
-        frame.extend_from_slice(tail);
-        Ok(frame.freeze())
-    }
-
-    /// Sends a frame with this payload to every session, and says how many took it. The payload is
-    /// copied once.
-    ///
-    /// # Errors
-    /// [`SendError::Frame`]. Sessions that refuse it are left out.
-    pub fn broadcast(&self, payload: &[u8]) -> Result<usize, SendError> {
-        let frame = self.encode(payload)?;
-        let sessions = self.sessions();
-        Ok(sessions.iter().filter(|session| session.send_encoded(frame.clone()).is_ok()).count())
-    }
-
-    /// Counters, and how it stands now. Looks at each session.
-    pub fn snapshot(&self) -> ServiceSnapshot {
-        let (sessions, past, phase) = {
-            let state = lock(&self.shared.state);
-            let sessions: Vec<Session> = state.sessions.values().cloned().collect();
-            (sessions, state.past, state.phase)
-        };
-        let counters = &self.shared.counters;
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut snapshot = ServiceSnapshot {
-            name: self.shared.name.clone(),
-            phase,
-            sessions: sessions.len(),
-            accepted: load(&counters.accepted),
-            rejected: RejectedCounters {
-                sessions: load(&counters.rejected_sessions),
-                address: load(&counters.rejected_address),
-                stopping: load(&counters.rejected_stopping),
-                failed: load(&counters.rejected_failed),
-            },
-            accept_pauses: load(&counters.accept_pauses),
-            disconnected: counters.ends(),
-            received_bytes: past.received_bytes,
-            received_frames: past.received_frames,
-            sent_bytes: past.sent_bytes,
-            sent_frames: past.sent_frames,
-            queued_bytes: 0,
-            sessions_over_mark: 0,
-            refused_sends: load(&counters.refused_sends),
-            panics: load(&counters.panics),
-            handler_p50: self.shared.handler_time.percentile(50.0),
-            handler_p99: self.shared.handler_time.percentile(99.0),
-        };
-        for session in &sessions {
-            let counters = session.counters();
-            snapshot.received_bytes += counters.received_bytes;
-            snapshot.received_frames += counters.received_frames;
-            snapshot.sent_bytes += counters.sent_bytes;
-            snapshot.sent_frames += counters.sent_frames;
-            snapshot.queued_bytes += counters.queued_bytes as u64;
-            snapshot.sessions_over_mark += usize::from(session.shared.is_over_mark());
-        }
-        snapshot
-    }
-}
-
-impl fmt::Debug for ServiceHandle {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("ServiceHandle").field("name", &self.name()).finish_non_exhaustive()
     }
 }

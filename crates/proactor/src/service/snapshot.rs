@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::error::DisconnectReason;
-use super::shared::Phase;
+use super::phases::Phase;
 
 /// Connections that did not become sessions, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -36,9 +36,10 @@ use self::times::Times;
 use super::error::{DisconnectReason, SendError};
 use super::filter::{Filter, FilterError};
 use super::groups::Member;
+use super::handle::ServiceHandle;
 use super::lock::lock;
 use super::runtime::{Key, Source};
-use super::shared::{ServiceHandle, ServiceShared};
+use super::shared::ServiceShared;
 use crate::{Completion, OperationKind, StreamSocket};
 
 /// Names a session in its process: no two have the same, ever.
