@@ -31,6 +31,7 @@ pub struct Room {
 }
 
 struct Player {
+    session: Session,
     position: Position,
     dx: i8,
     dy: i8,
@@ -49,8 +50,7 @@ impl Room {
         }
     }
 
-    pub fn join(&mut self, session: &Session) {
-        // A session that is gone by now has said so to this queue, or will: it is taken out again.
+    pub fn join(&mut self, session: Session) {
         let Ok(membership) = self.group.join(session.clone()) else {
             session.disconnect();
             return;
@@ -58,17 +58,21 @@ impl Room {
         let player = self.next_player;
         self.next_player += 1;
         let position = Position { player, x: 0, y: 0 };
-        let player = Player { position, dx: 0, dy: 0, _membership: membership };
-        self.players.insert(session.id(), player);
+        // Where it is refused the session has ended, and the next tick takes the player out.
+        let _ = session.send(protocol::welcome(player));
+        let id = session.id();
+        let player = Player { session, position, dx: 0, dy: 0, _membership: membership };
+        self.players.insert(id, player);
         self.totals.players.fetch_add(1, Ordering::Relaxed);
-        // Where it is refused the session has ended, and `leave` follows.
-        let _ = session.send(protocol::welcome(position.player));
     }
 
-    pub fn leave(&mut self, id: SessionId) {
-        if self.players.remove(&id).is_some() {
-            self.totals.players.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Those whose session is over are gone. This is looked at here and not told by the sessions,
+    /// so that nobody stays who left while the room's queue was full.
+    fn remove_gone(&mut self) {
+        let before = self.players.len();
+        self.players.retain(|_, player| !player.session.is_ending());
+        let gone = before - self.players.len();
+        self.totals.players.fetch_sub(gone as u64, Ordering::Relaxed);
     }
 
     pub fn steer(&mut self, id: SessionId, dx: i8, dy: i8) {
@@ -84,6 +88,7 @@ impl Room {
         self.totals.ticks.fetch_add(1, Ordering::Relaxed);
         self.totals.missed_ticks.fetch_add(tick.missed, Ordering::Relaxed);
         self.tick = self.tick.wrapping_add(steps as u32);
+        self.remove_gone();
         if self.players.is_empty() {
             return;
         }

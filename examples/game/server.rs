@@ -52,7 +52,7 @@ impl SessionHandler for Player {
             (Some(Request::Join { room }), None) if room < MAXIMUM_ROOMS => {
                 let room = self.world.room(room)?;
                 let session = session.clone();
-                room.push(move |room| room.join(&session))?;
+                room.push(move |room| room.join(session))?;
                 self.room = Some(room);
             }
             (Some(Request::Move { dx, dy }), Some(room)) => {
@@ -70,13 +70,6 @@ impl SessionHandler for Player {
     fn disconnected(&mut self, session: &Session, reason: DisconnectReason) {
         if !matches!(reason, DisconnectReason::PeerEnded | DisconnectReason::ServiceStopped) {
             println!("session {}: {reason}", session.id());
-        }
-        let id = session.id();
-        if let Some(room) = &self.room {
-            // A full room would keep somebody who is gone, so it is tried until there is place.
-            while let Err(PushError::Full { .. }) = room.push(move |room| room.leave(id)) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
         }
     }
 }

@@ -87,4 +87,6 @@ mod guide {
     mod text {}
     #[doc = include_str!("../../../README.md")]
     mod readme {}
+    #[doc = include_str!("../../../docs/coming-from-iocp.md")]
+    mod coming_from_iocp {}
 }
