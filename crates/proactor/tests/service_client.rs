@@ -202,7 +202,7 @@ on_each_backend! {
     }
 
     fn a_relay_of_a_server_and_a_dialer(ports: &Ports) {
-        const PIECES: u64 = 300;
+        const PIECES: u64 = 100;
         let runtime = runtime(ports);
         let origin = ServerService::builder(|_| Echo).listen("127.0.0.1:0").start_on(&runtime).unwrap();
         let target = origin.local_address().unwrap();

@@ -36,8 +36,8 @@ pub(super) struct Core {
     pub(super) looked_for_end: bool,
     /// The time for the end is being watched.
     pub(super) end_is_timed: bool,
-    /// The handler was told that the queue is over the mark.
-    pub(super) told_over_mark: bool,
+    /// How many crossings of the marks of the queue the handler was told of.
+    pub(super) told_crossings: u32,
     /// Counts runs, of which some are timed.
     pub(super) runs: u8,
 }
@@ -54,7 +54,7 @@ impl Core {
             filter_ended: false,
             looked_for_end: false,
             end_is_timed: false,
-            told_over_mark: false,
+            told_crossings: 0,
             runs: 0,
         }
     }

@@ -210,9 +210,9 @@ impl Session {
     }
 
     /// Whether more bytes wait to be sent than the high water mark, and not fewer than the low one
-    /// since.
+    /// since. Where this says `true`, `low_water` comes later, unless the session ends.
     pub fn is_over_mark(&self) -> bool {
-        lock(&self.shared.outgoing).over_mark
+        self.shared.is_over_mark()
     }
 
     /// What the filter of the service knows of this connection, if it is of type `T`: for TLS a
@@ -335,7 +335,7 @@ impl SessionShared {
     }
 
     pub(super) fn is_over_mark(&self) -> bool {
-        lock(&self.outgoing).over_mark
+        lock(&self.outgoing).is_over_mark()
     }
 
     /// Has a worker look at what was noted, unless one does already.

@@ -31,8 +31,9 @@ pub(super) struct Outgoing {
     pub(super) in_flight: bool,
     /// No further send is taken.
     pub(super) refusing: bool,
-    /// The queue was over the high mark, and not at the low one since.
-    pub(super) over_mark: bool,
+    /// How often the queue has risen over the high mark and fallen to the low one: an odd number
+    /// while it is over the mark.
+    pub(super) crossings: u32,
     /// When a queue that was empty began to fill (the runtime's clock).
     pub(super) began_ms: u64,
     /// When bytes were last taken by the system.
@@ -59,13 +60,18 @@ impl Outgoing {
             flight_bytes: 0,
             in_flight: false,
             refusing: false,
-            over_mark: false,
+            crossings: 0,
             began_ms: 0,
             progress_ms: 0,
             moved_bytes: 0,
             sent_bytes: 0,
             sent_frames: 0,
         }
+    }
+
+    /// Whether the queue was over the high mark, and not at the low one since.
+    pub(super) fn is_over_mark(&self) -> bool {
+        self.crossings % 2 == 1
     }
 
     /// Queues bytes by copying them.

@@ -167,19 +167,7 @@ impl SessionShared {
             });
         }
         if signals.has(Signals::WATER) {
-            // What counts is how it stands now: a mark that was crossed twice is not told.
-            let over_mark = self.is_over_mark();
-            if over_mark != core.told_over_mark {
-                core.told_over_mark = over_mark;
-                self.call(core, |handler| {
-                    if over_mark {
-                        handler.high_water(session)
-                    } else {
-                        handler.low_water(session)
-                    }
-                    Ok(())
-                });
-            }
+            self.tell_marks(core, session);
         }
         if signals.has(Signals::HEARTBEAT) && core.stage == Stage::Open {
             self.call(core, |handler| {
@@ -190,6 +178,31 @@ impl SessionShared {
         if signals.has(Signals::DRAINING) && core.stage == Stage::Open {
             self.call(core, |handler| {
                 handler.draining(session);
+                Ok(())
+            });
+        }
+    }
+
+    /// Tells of the marks that were crossed since. Who has seen the queue over its mark may rely on
+    /// `low_water` to come, so also a mark that was crossed up and down again is told, once.
+    fn tell_marks(&self, core: &mut Core, session: &Session) {
+        let crossings = lock(&self.outgoing).crossings;
+        let new = crossings.wrapping_sub(core.told_crossings);
+        core.told_crossings = crossings;
+        // An even number of crossings leads to the high mark and back, or to the low one and back.
+        let over_mark = crossings % 2 == 1;
+        let calls: &[bool] = match new {
+            0 => &[],
+            _ if new % 2 == 1 => &[over_mark],
+            _ => &[!over_mark, over_mark],
+        };
+        for &high in calls {
+            self.call(core, |handler| {
+                if high {
+                    handler.high_water(session)
+                } else {
+                    handler.low_water(session)
+                }
                 Ok(())
             });
         }

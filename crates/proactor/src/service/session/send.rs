@@ -73,9 +73,9 @@ impl SessionShared {
         }
         put(&mut outgoing);
         let marks = &self.service.water_marks;
-        let crossed = !outgoing.over_mark && outgoing.queued_bytes > marks.high_bytes;
+        let crossed = !outgoing.is_over_mark() && outgoing.queued_bytes > marks.high_bytes;
         if crossed {
-            outgoing.over_mark = true;
+            outgoing.crossings = outgoing.crossings.wrapping_add(1);
             if marks.pause_receiving {
                 self.flags.fetch_or(OVER_MARK, Ordering::SeqCst);
             }
@@ -153,8 +153,10 @@ impl SessionShared {
                 let now_ms = self.service.runtime.milliseconds(Instant::now());
                 outgoing.progress_ms = now_ms;
             }
-            if outgoing.over_mark && outgoing.queued_bytes <= self.service.water_marks.low_bytes {
-                outgoing.over_mark = false;
+            if outgoing.is_over_mark()
+                && outgoing.queued_bytes <= self.service.water_marks.low_bytes
+            {
+                outgoing.crossings = outgoing.crossings.wrapping_add(1);
                 self.flags.fetch_and(!OVER_MARK, Ordering::SeqCst);
                 crossed = true;
             }
