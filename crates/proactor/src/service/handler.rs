@@ -55,7 +55,8 @@ pub trait SessionHandler: Send + 'static {
     /// [`WaterMarks::pause_receiving`](super::WaterMarks::pause_receiving) says otherwise.
     fn high_water(&mut self, session: &Session) {}
 
-    /// The queue has fallen to the low water mark.
+    /// The queue has fallen to the low water mark. Comes after each `high_water`, unless the session
+    /// ends before.
     fn low_water(&mut self, session: &Session) {}
 
     /// Nothing was sent for the time of [`Timeouts::heartbeat`](super::Timeouts::heartbeat): the
