@@ -315,12 +315,10 @@ on_each_backend! {
         client.write_all(b"one\ntwo\nthree\n").unwrap();
         client.conn.send_close_notify();
         client.flush().unwrap();
-        let mut lines_before = 0;
-        for line in ["one", "two", "three"] {
+        for (lines_before, line) in ["one", "two", "three"].into_iter().enumerate() {
             assert_eq!(read_line(&mut client), line);
             // It has paused before it answered.
             assert_eq!(log.count("received"), lines_before + 1);
-            lines_before += 1;
             server.handle().sessions()[0].resume_receiving();
         }
         log.wait_for("disconnected: the peer ended the connection");

@@ -18,6 +18,8 @@
 //! threads of a completion port.
 
 mod builder;
+#[cfg(all(test, proactor_model))]
+mod models;
 mod port;
 mod runnable;
 #[cfg(test)]
