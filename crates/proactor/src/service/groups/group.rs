@@ -275,6 +275,10 @@ impl<M: Member> fmt::Debug for Group<M> {
 
 /// A member's place in a group. Dropping it is leaving.
 ///
+/// Keep it where it goes when the member does: in the handler of a session, or beside what a room
+/// knows of a player. A group keeps its members, so a membership that is kept by the member itself
+/// (in the user data of a session) would never end.
+///
 /// It does not keep the group: one without a name goes with its last handle, members or not.
 #[must_use = "dropping it is leaving the group"]
 pub struct Membership<M: Member> {
