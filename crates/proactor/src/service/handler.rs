@@ -32,7 +32,9 @@ pub enum AfterEnd {
 /// [`disconnected`]: SessionHandler::disconnected
 #[allow(unused_variables)]
 pub trait SessionHandler: Send + 'static {
-    /// The connection stands. Nothing is received before this has returned.
+    /// The connection stands, and the filter of the service, where it has one, is ready: a TLS
+    /// handshake is done. Nothing is received before this has returned. Where a filter never comes
+    /// to be ready, no callback is called, not even [`disconnected`](Self::disconnected).
     ///
     /// # Errors
     /// Any error ends the session.
