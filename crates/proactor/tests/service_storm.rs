@@ -53,8 +53,8 @@ fn one_client(address: std::net::SocketAddr, way: u64, length: usize) {
 }
 
 fn storm(ports: &Ports) {
-    let threads_before = proc_self_count("task");
-    let descriptors_before = proc_self_count("fd");
+    let threads_before = thread_count();
+    let descriptors_before = descriptor_count();
     let runtime = runtime(ports);
     let log = Log::default();
     let server = noting(&log, |session, frame| Ok(session.send(frame)?))
@@ -111,13 +111,13 @@ fn storm(ports: &Ports) {
     stop_cleanly(&server);
     drop(server);
     drop(runtime);
-    wait_until("no descriptor is left", || proc_self_count("fd") <= descriptors_before);
-    wait_until("no thread is left", || proc_self_count("task") <= threads_before);
+    wait_until("no descriptor is left", || descriptor_count() <= descriptors_before);
+    wait_until("no thread is left", || thread_count() <= threads_before);
 }
 
 /// The runtime goes while sessions talk: each is told its end, and nothing is left.
 fn sudden_end(ports: &Ports) {
-    let descriptors_before = proc_self_count("fd");
+    let descriptors_before = descriptor_count();
     for round in 0..20 {
         let runtime = runtime(ports);
         let log = Log::default();
@@ -149,7 +149,7 @@ fn sudden_end(ports: &Ports) {
         });
         log.check_order();
     }
-    wait_until("no descriptor is left", || proc_self_count("fd") <= descriptors_before);
+    wait_until("no descriptor is left", || descriptor_count() <= descriptors_before);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 #[cfg(unix)]
 use std::os::unix::net::UnixListener;
+#[cfg(unix)]
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
