@@ -93,6 +93,9 @@ fn with_64_descriptors_200_clients_are_all_served_in_the_end() {
                 client
             })
             .collect();
+        // For a while nobody leaves: a server that tries again at once would do so many thousand
+        // times.
+        std::thread::sleep(Duration::from_millis(500));
         // Those that are served leave, and make room for the others.
         wait_until("all are served", || {
             waiting.retain_mut(|client| {
@@ -114,7 +117,7 @@ fn with_64_descriptors_200_clients_are_all_served_in_the_end() {
         drop(server.child.stdin.take());
         let pauses: u64 = server.read("pauses ").parse().unwrap();
         assert!(pauses > 0, "the limit was reached");
-        assert!(pauses < 10_000, "accepting spins: {pauses} failures");
+        assert!(pauses < 3_000, "accepting spins: {pauses} failures");
         assert_eq!(server.read("accepted "), CLIENTS.to_string());
         assert_eq!(server.read("left "), "0");
         assert!(server.child.wait().unwrap().success());
