@@ -5,8 +5,8 @@ mod service_common;
 
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::*;
@@ -139,6 +139,68 @@ on_each_backend! {
             assert!(answer[4..].iter().all(|byte| *byte == b'x'));
             wait_until("low", || log.count("low water") == round);
         }
+        drop(client);
+        wait_for_sessions(&server.handle(), 0);
+        log.check_order();
+    }
+
+    fn marks_that_were_crossed_up_and_down_unseen_are_told_all_the_same(ports: &Ports) {
+        let runtime = runtime(ports);
+        let log = Log::default();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let server = noting(&log, move |_session, _frame| {
+            released.lock().unwrap().recv_timeout(HANG)?;
+            Ok(())
+        })
+        .limits(limited(|limits| limits.session_queued_bytes = 2 * MANY))
+        .timeouts(patient())
+        .start_on(&runtime)
+        .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        client.write_all(b"block").unwrap();
+        log.wait_for("received block");
+        let session = server.handle().sessions().pop().unwrap();
+        for _ in 0..2 {
+            session.send_shared(vec![b'x'; MANY]).unwrap();
+            assert!(session.is_over_mark());
+            read_bytes(&mut client, MANY);
+            wait_until("the queue falls", || !session.is_over_mark());
+        }
+        assert_eq!((log.count("high water"), log.count("low water")), (0, 0));
+        release.send(()).unwrap();
+        log.wait_for("low water");
+        // Told as one pair.
+        assert_eq!(log.all()[2..], ["high water", "low water"]);
+        drop(client);
+        wait_for_sessions(&server.handle(), 0);
+    }
+
+    fn the_last_answer_is_not_lost_because_the_peer_sent_more(ports: &Ports) {
+        let runtime = runtime(ports);
+        let log = Log::default();
+        let server = noting(&log, |session, _frame| {
+            session.send_shared(vec![b'x'; MANY])?;
+            session.disconnect();
+            Ok(())
+        })
+        .limits(limited(|limits| limits.session_queued_bytes = 2 * MANY))
+        .timeouts(proactor::service::Timeouts { disconnect: HANG, ..patient() })
+        .start_on(&runtime)
+        .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        client.write_all(b"question").unwrap();
+        log.wait_for("received question");
+        let session = server.handle().sessions().pop();
+        // The system has all of the rest, some of it still on the server's side.
+        read_bytes(&mut client, MANY - 2 * 1024 * 1024);
+        wait_until("all is handed to the system", || {
+            session.as_ref().is_none_or(|session| session.counters().queued_bytes == 0)
+        });
+        client.write_all(&pattern(1, 100_000)).unwrap();
+        client.write_all(&pattern(2, 100_000)).unwrap();
+        let (rest, error) = read_to_end(&mut client);
+        assert_eq!((rest.len(), error), (2 * 1024 * 1024, None));
         drop(client);
         wait_for_sessions(&server.handle(), 0);
         log.check_order();

@@ -290,6 +290,7 @@ impl RuntimeShared {
 
     /// A worker thread.
     fn work(&self) {
+        let mut refusals = 0_u32;
         loop {
             match self.port.dequeue(None) {
                 Ok(completion) => {
@@ -300,7 +301,10 @@ impl RuntimeShared {
                 Err(DequeueError::Closed) => return,
                 Err(DequeueError::TimedOut) => {}
                 Err(DequeueError::Failed(error)) => {
-                    tracing::error!(%error, "a worker thread cannot wait; it tries again");
+                    refusals += 1;
+                    if refusals.is_power_of_two() {
+                        tracing::error!(%error, refusals, "a worker cannot wait; it tries again");
+                    }
                     if self.closed.load(Ordering::SeqCst) {
                         return;
                     }
