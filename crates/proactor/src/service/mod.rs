@@ -69,6 +69,8 @@ pub mod job_queue;
 mod link;
 mod listener;
 mod lock;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod phases;
 mod recycle;
 mod runtime;

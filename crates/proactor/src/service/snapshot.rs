@@ -48,6 +48,26 @@ pub struct DisconnectedCounters {
     pub filter: u64,
 }
 
+impl DisconnectedCounters {
+    /// All of them, by name.
+    #[cfg(feature = "metrics")]
+    pub(super) fn by_cause(&self) -> [(&'static str, u64); 11] {
+        [
+            ("local", self.local),
+            ("peer_ended", self.peer_ended),
+            ("failed", self.failed),
+            ("frame", self.frame),
+            ("timed_out", self.timed_out),
+            ("slow_peer", self.slow_peer),
+            ("queue_full", self.queue_full),
+            ("handler", self.handler),
+            ("panicked", self.panicked),
+            ("service_stopped", self.service_stopped),
+            ("filter", self.filter),
+        ]
+    }
+}
+
 /// How a service stands, and what it has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
