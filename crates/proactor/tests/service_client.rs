@@ -176,6 +176,7 @@ on_each_backend! {
         assert_eq!(client.handle().phase(), Phase::Stopped);
     }
 
+    #[cfg(unix)]
     fn server_to_server_over_a_unix_socket(ports: &Ports) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("link");

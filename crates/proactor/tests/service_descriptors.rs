@@ -1,6 +1,8 @@
 //! A server that runs out of descriptors goes on. The server is a process of its own, this program
 //! again, because the limit is of the whole process.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 mod service_common;
 
