@@ -71,7 +71,8 @@ pub(crate) fn run(args: &WatchArgs) -> Result<(), Failure> {
 /// Draws until a key, or the server, ends it.
 fn draw(source: &Source, args: &WatchArgs) -> io::Result<()> {
     // A signal must not leave the terminal as it is while drawing.
-    let (_watch, ended) = catch_interrupts().map_err(|failure| io::Error::other(failure.to_string()))?;
+    let (_watch, ended) =
+        catch_interrupts().map_err(|failure| io::Error::other(failure.to_string()))?;
     let mut terminal = ratatui::try_init()?;
     let result = draw_on(&mut terminal, source, args, &ended);
     ratatui::restore();
