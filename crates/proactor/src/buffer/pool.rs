@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers in one segment: a pool grows by this many at a time.
 pub(crate) const SEGMENT_BUFFERS: usize = 64;
+/// What every allocator gives by itself.
+const SEGMENT_ALIGNMENT: usize = 8;
 /// One source may hold this part of what is available at most.
 const SHARES: usize = 256;
 /// io_uring names a provided buffer by 16 bits and a buffer ring holds at most 32,768.
@@ -166,7 +168,9 @@ impl Pool {
     }
 
     fn segment_layout(&self) -> Layout {
-        Layout::from_size_align(self.buffer_bytes * SEGMENT_BUFFERS, 4096)
+        // Not aligned to a page: zeroed memory of a larger alignment is written by the allocator,
+        // and so all of it would be resident; what `calloc` gives is so once it is used.
+        Layout::from_size_align(self.buffer_bytes * SEGMENT_BUFFERS, SEGMENT_ALIGNMENT)
             .expect("a segment of receive buffers fits in the address space")
     }
 }
@@ -302,6 +306,29 @@ mod tests {
             drop(unsafe { pool.lend(index, 256, None) });
         }
         assert_eq!(std::iter::from_fn(|| pool.take()).count(), 128);
+    }
+
+    /// A buffer of which a few bytes are used costs a page, not all of it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_that_was_never_filled_is_not_resident() {
+        const BUFFERS: usize = 1024;
+        let resident_bytes = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let pool = Pool::new(64 * 1024, BUFFERS);
+        let before = resident_bytes();
+        let taken: Vec<u16> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(taken.len(), BUFFERS);
+        for index in &taken {
+            // SAFETY: the index was just taken from the pool, and is lent once.
+            let mut buffer = unsafe { pool.lend(*index, 64, None) };
+            buffer[0] = 1;
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        // Other tests allocate, too, meanwhile: half of the pool is far from either.
+        assert!(grown < BUFFERS * 32 * 1024, "{grown} bytes are resident");
     }
 
     #[test]

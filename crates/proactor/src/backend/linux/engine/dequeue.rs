@@ -90,7 +90,14 @@ impl<D: Driver> Engine<D> {
         self.feed_starved(worker, local);
         self.expire_timers(local);
         let Some(driver) = &local.driver else { return Err(DequeueError::Closed) };
-        if always || driver.has_sends() || driver.has_completions() || self.central.queued() > 0 {
+        // Sources that ask to be served again and again must not keep the others' readiness out.
+        let unseen = !D::KNOWS_COMPLETIONS && !local.queue.is_empty();
+        if always
+            || unseen
+            || driver.has_sends()
+            || driver.has_completions()
+            || self.central.queued() > 0
+        {
             self.turn(worker, local, Wait::No)?;
         }
         self.look_sometimes(worker, local);
