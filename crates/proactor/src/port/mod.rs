@@ -231,8 +231,8 @@ impl CompletionPort {
     }
 
     /// Runs `section`, which may block, without this thread's slot: another thread may be released
-    /// in its place at once (rule 40). Without it the port finds out by itself, within about a
-    /// millisecond, where a thread is idle to look.
+    /// in its place at once (rule 40). Without it the port finds out by itself where a thread is
+    /// idle to look: within a few milliseconds, and within half of one for a second after that.
     ///
     /// On return the thread counts again, even where that exceeds the limit for a while (rule 41).
     /// On Windows the kernel sees for itself when a thread blocks, at once, and this adds nothing

@@ -20,8 +20,15 @@ use crate::sync::now as clock;
 pub(crate) const TICK: Duration = Duration::from_micros(250);
 /// Idle workers that look around at the same time, at most.
 const WATCHERS: usize = 2;
-/// The tick doubles as many times at most while no worker is in a handler.
-const SLOWEST: u32 = 2;
+/// The tick doubles as many times at most while no worker is in a handler. A tick costs about as much
+/// as a message: under light load they would be most of what there is to do.
+const SLOWEST: u32 = 3;
+/// The same for those that watch in reserve: in calm times, and while workers are found stuck.
+const SLOWEST_IN_RESERVE: u32 = 5;
+const ALERT_IN_RESERVE: u32 = 2;
+/// A worker whose thread does not sleep is taken for stuck, and not just for preempted, at so many
+/// more looks: before, its packets are taken over, but nobody expects it to happen again.
+const SPINNING_LOOKS: u32 = 3;
 /// For so long after a worker was stuck, the tick stays short: where handlers block, they do again.
 const ALERT: Duration = Duration::from_secs(1);
 /// An idle worker that does not watch makes sure at this interval that others do: the watch passes
@@ -103,7 +110,11 @@ impl Watch {
             let others = engine.worker_count() > 1 && !engine.quiet.load(Ordering::SeqCst);
             return others.then_some(RESERVE_TICK);
         }
-        let slowness = if self.first { self.slowness } else { SLOWEST };
+        let slowness = match self.first {
+            true => self.slowness,
+            false if engine.was_stuck_within(ALERT) => ALERT_IN_RESERVE,
+            false => SLOWEST_IN_RESERVE,
+        };
         Some(TICK * (1 << slowness))
     }
 
@@ -201,10 +212,15 @@ impl<D: Driver> Engine<D> {
             }
             seen.in_handler |= in_handler;
             seen.active |= in_handler || before.turn != turn;
+            let repeated = before.turn == turn;
             // Where handlers block, one whose thread sleeps is not given a second look.
-            let stuck = before.turn == turn
-                || (alert && other.slot.is_held() && is_asleep(other.slot.thread_id));
-            if in_handler && stuck {
+            let asleep = in_handler
+                && (repeated || alert)
+                && (other.slot.is_given_up() || is_asleep(other.slot.thread_id));
+            if in_handler && (repeated || asleep) {
+                if asleep || before.repeats >= SPINNING_LOOKS {
+                    self.note_stuck();
+                }
                 self.rescue(other, turn);
                 self.follow(&workers, me, local, other, turn);
             } else if in_handler && before.wait_calls == waits {
@@ -219,7 +235,6 @@ impl<D: Driver> Engine<D> {
     /// Everything goes through the shared queue, so that the packets of one connection stay in
     /// order: what the worker had collected first, then what comes from the kernel now.
     pub(super) fn rescue(&self, stuck: &Arc<Worker<D>>, turn: u64) {
-        self.note_stuck();
         let Some(mut local) = stuck.try_lock() else { return };
         if stuck.slot.turn.load(Ordering::Acquire) != turn {
             return;

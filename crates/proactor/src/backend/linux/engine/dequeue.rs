@@ -153,8 +153,9 @@ impl<D: Driver> Engine<D> {
             if worker.has_inbox() || self.central.is_closed() {
                 return Ok(());
             }
-            let timeout = self.longest_sleep(worker, deadline, watch.tick(self));
-            let ticked = timeout.is_some() && timeout == watch.tick(self);
+            let tick = watch.tick(self);
+            let timeout = self.longest_sleep(worker, deadline, tick);
+            let ticked = tick.is_some() && timeout == tick;
             self.turn(worker, local, Wait::Upto(timeout))?;
             if self.starved_are_due() {
                 return Ok(());
