@@ -57,6 +57,17 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+/// Whether a planted bug is switched on: never, but in the mutation suite (`docs/testing.md`).
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(proactor_planted_bugs)]
+        let on = $crate::planted::is_on($crate::planted::Bug::$bug);
+        #[cfg(not(proactor_planted_bugs))]
+        let on = false;
+        on
+    }};
+}
+
 #[allow(unsafe_code)]
 mod backend;
 #[allow(unsafe_code)]
@@ -64,8 +75,13 @@ mod buffer;
 mod error;
 mod operation;
 pub mod overlapped;
+#[cfg(proactor_planted_bugs)]
+#[doc(hidden)]
+pub mod planted;
 mod port;
 pub mod service;
+#[cfg(feature = "sim")]
+pub mod sim;
 // Elsewhere the service layer uses a part of it.
 #[cfg_attr(not(target_os = "linux"), allow(unused_imports, dead_code))]
 mod sync;

@@ -38,16 +38,18 @@ mod io_uring;
 pub(crate) mod iocp;
 #[cfg(target_os = "linux")]
 mod linux;
-#[cfg(any(target_os = "linux", windows))]
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
+#[cfg(any(target_os = "linux", windows, feature = "sim"))]
 mod timers;
 
 use std::fmt;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, Socket};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
@@ -64,6 +66,16 @@ pub(crate) trait Backend: Send + Sync {
     /// How the port is doing now, as far as the backend knows: what it cannot tell is `None`.
     fn snapshot(&self) -> PortSnapshot {
         PortSnapshot::with_counters(self.concurrency(), self.counters())
+    }
+    /// What the port's clock says: the system's, except in a simulated world.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+    /// A new, unconnected stream socket for [`associate`](Self::associate), of the family of
+    /// `peer`.
+    fn open_stream(&self, peer: &SocketAddr) -> io::Result<RawSource> {
+        let domain = Domain::for_address(*peer);
+        Ok(RawSource::Stream(Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?))
     }
     /// Takes a source in, or gives it back.
     fn associate(
@@ -102,6 +114,18 @@ pub(crate) trait BackendSource: Send + Sync {
     fn key(&self) -> usize;
     /// The socket, for its options; an error for a file.
     fn socket(&self) -> io::Result<SockRef<'_>>;
+    /// The address that the socket is bound to.
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket()?.local_addr()?.as_socket().ok_or_else(no_internet_address)
+    }
+    /// The address of the connected peer.
+    fn peer_address(&self) -> io::Result<SocketAddr> {
+        self.socket()?.peer_addr()?.as_socket().ok_or_else(no_internet_address)
+    }
+    /// Turns Nagle's delay off or on.
+    fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.socket()?.set_tcp_nodelay(nodelay)
+    }
     /// Starts a prepared operation.
     fn start(self: Arc<Self>, operation: Operation) -> Result<(), Rejected>;
     /// Cancels one operation; `false` where it is not pending.
@@ -114,6 +138,10 @@ pub(crate) trait BackendSource: Send + Sync {
     fn close(&self);
 }
 
+fn no_internet_address() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "the socket has no internet address")
+}
+
 /// A source as the public layer hands it to a backend.
 pub(crate) enum RawSource {
     /// A stream socket, connected or not.
@@ -123,6 +151,9 @@ pub(crate) enum RawSource {
     Listener(Socket),
     Datagram(Socket),
     File(std::fs::File),
+    /// A source of a simulated world.
+    #[cfg(feature = "sim")]
+    Simulated(sim::SimulatedSource),
 }
 
 /// Which backend to use.
@@ -255,6 +286,10 @@ fn of_another_system(cause: &'static OnceLock<String>, backend: &str, system: &s
 
 /// Opens a port as `config` says.
 pub(crate) fn open(config: &Config) -> Result<Arc<dyn Backend>, Error> {
+    #[cfg(feature = "sim")]
+    if let Some(world) = &config.world {
+        return Ok(sim::open(world, config));
+    }
     let choice = match config.backend {
         Some(choice) => choice,
         None => match std::env::var("PROACTOR_BACKEND") {

@@ -79,6 +79,12 @@ impl Pool {
         self.maximum_buffers.saturating_sub(available) * self.buffer_bytes
     }
 
+    /// Buffers that nobody has.
+    #[cfg(feature = "sim")]
+    pub(crate) fn free_buffers(&self) -> usize {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Moves every free buffer to `into`: one short lock for a whole batch.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_free(&self, into: &mut Vec<u16>) {

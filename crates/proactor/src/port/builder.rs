@@ -32,6 +32,9 @@ pub(crate) struct Config {
     pub(crate) file_threads: usize,
     /// On Windows: whether what is done at once is to give no packet of the kernel's.
     pub(crate) skip_completion_port_on_success: bool,
+    /// The simulated world that the port is part of, if it is.
+    #[cfg(feature = "sim")]
+    pub(crate) world: Option<crate::sim::World>,
 }
 
 impl Default for Config {
@@ -44,6 +47,8 @@ impl Default for Config {
             receive_window_bytes: 256 * 1024,
             file_threads: 4,
             skip_completion_port_on_success: false,
+            #[cfg(feature = "sim")]
+            world: None,
         }
     }
 }
@@ -64,6 +69,13 @@ impl Builder {
     /// [`BackendChoice::Automatic`].
     pub fn backend(mut self, choice: BackendChoice) -> Self {
         self.config.backend = Some(choice);
+        self
+    }
+
+    /// Makes the port part of a simulated world; see [`sim`](crate::sim).
+    #[cfg(feature = "sim")]
+    pub(crate) fn world(mut self, world: &crate::sim::World) -> Self {
+        self.config.world = Some(world.clone());
         self
     }
 

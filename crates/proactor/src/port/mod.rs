@@ -114,6 +114,12 @@ impl CompletionPort {
         self.backend.snapshot()
     }
 
+    /// What the port's clock says, for [`start_timer_at`](Self::start_timer_at): the system's
+    /// monotonic clock, or in a simulated world (feature `sim`) its virtual one.
+    pub fn now(&self) -> Instant {
+        self.backend.now()
+    }
+
     /// Associates a socket or a file with the port: packets of its operations carry `key`.
     ///
     /// The port takes the source and gives a handle that starts operations. Clones of the handle
@@ -202,7 +208,7 @@ impl CompletionPort {
         delay: Duration,
         operation: Operation,
     ) -> Result<OperationId, Rejected> {
-        let now = Instant::now();
+        let now = self.backend.now();
         // Beyond what the clock can name, a century is for ever.
         let deadline = now.checked_add(delay).unwrap_or_else(|| now + CENTURY);
         self.start_timer_at(key, deadline, operation)

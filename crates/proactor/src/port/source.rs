@@ -7,7 +7,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+#[cfg(unix)]
+use socket2::{Domain, Type};
+use socket2::{SockRef, Socket};
 
 use crate::backend::{BackendSource, RawSource};
 use crate::error::{AssociateError, Error, Rejected};
@@ -110,8 +112,7 @@ macro_rules! socket_addresses {
             /// # Errors
             /// The system's (`getsockname`).
             pub fn local_address(&self) -> io::Result<SocketAddr> {
-                let address = self.handle.source.socket()?.local_addr()?;
-                address.as_socket().ok_or_else(no_internet_address)
+                self.handle.source.local_address()
             }
 
             /// The socket's options, by reference.
@@ -130,10 +131,6 @@ socket_addresses!(ListenSocket);
 socket_addresses!(StreamSocket);
 socket_addresses!(DatagramSocket);
 
-fn no_internet_address() -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, "the socket has no internet address")
-}
-
 impl StreamSocket {
     /// A new, unconnected TCP socket of the family of `peer`, associated under `key`, for
     /// [`connect`](Self::connect).
@@ -141,8 +138,9 @@ impl StreamSocket {
     /// # Errors
     /// The system's (`socket`), or as [`CompletionPort::associate`].
     pub fn for_peer(port: &CompletionPort, peer: &SocketAddr, key: usize) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(*peer), Type::STREAM, Some(Protocol::TCP))?;
-        Ok(port.associate(socket, key)?)
+        let source = port.backend_handle().open_stream(peer)?;
+        let handle = associate_raw(port, source, key).map_err(|(error, _)| error)?;
+        Ok(Self { handle })
     }
 
     /// A new, unconnected Unix stream socket, associated under `key`, for
@@ -160,8 +158,7 @@ impl StreamSocket {
     /// # Errors
     /// The system's (`getpeername`).
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        let address = self.handle.source.socket()?.peer_addr()?;
-        address.as_socket().ok_or_else(no_internet_address)
+        self.handle.source.peer_address()
     }
 
     /// Turns Nagle's delay off (`true`) or on.
@@ -169,19 +166,34 @@ impl StreamSocket {
     /// # Errors
     /// The system's (`setsockopt`).
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.handle.source.socket()?.set_tcp_nodelay(nodelay)
+        self.handle.source.set_nodelay(nodelay)
     }
 }
 
 /// A connection that an accept brought. It is an ordinary socket, not associated with any port yet.
 pub struct Accepted {
-    socket: Socket,
+    socket: AcceptedSocket,
     peer: Option<SocketAddr>,
+}
+
+enum AcceptedSocket {
+    Real(Socket),
+    #[cfg(feature = "sim")]
+    Simulated(crate::backend::sim::SimulatedSource),
 }
 
 impl Accepted {
     pub(crate) fn new(socket: Socket, peer: Option<SocketAddr>) -> Self {
-        Self { socket, peer }
+        Self { socket: AcceptedSocket::Real(socket), peer }
+    }
+
+    /// A connection of a simulated world.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(
+        source: crate::backend::sim::SimulatedSource,
+        peer: SocketAddr,
+    ) -> Self {
+        Self { socket: AcceptedSocket::Simulated(source), peer: Some(peer) }
     }
 
     /// The peer's address; `None` for a Unix socket.
@@ -194,23 +206,37 @@ impl Accepted {
     /// # Errors
     /// The system's (`setsockopt`).
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.socket.set_tcp_nodelay(nodelay)
+        match &self.socket {
+            AcceptedSocket::Real(socket) => socket.set_tcp_nodelay(nodelay),
+            #[cfg(feature = "sim")]
+            AcceptedSocket::Simulated(_) => Ok(()),
+        }
     }
 
     /// The socket itself, with every option.
+    ///
+    /// # Panics
+    /// For a connection of a simulated world (feature `sim`), as the next two: it is no socket of
+    /// the system, and can only be associated.
     pub fn into_socket(self) -> Socket {
-        self.socket
+        match self.socket {
+            AcceptedSocket::Real(socket) => socket,
+            #[cfg(feature = "sim")]
+            AcceptedSocket::Simulated(_) => {
+                panic!("a connection of a simulated world is no socket of the system")
+            }
+        }
     }
 
     /// The connection as a TCP stream of the standard library.
     pub fn into_tcp_stream(self) -> TcpStream {
-        self.socket.into()
+        self.into_socket().into()
     }
 
     /// The connection as a Unix stream of the standard library.
     #[cfg(unix)]
     pub fn into_unix_stream(self) -> UnixStream {
-        self.socket.into()
+        self.into_socket().into()
     }
 }
 
@@ -261,12 +287,52 @@ impl Associate for Accepted {
         port: &CompletionPort,
         key: usize,
     ) -> Result<StreamSocket, AssociateError<Self>> {
-        match associate_raw(port, RawSource::Connected(self.socket), key) {
+        let source = match self.socket {
+            AcceptedSocket::Real(socket) => RawSource::Connected(socket),
+            #[cfg(feature = "sim")]
+            AcceptedSocket::Simulated(source) => RawSource::Simulated(source),
+        };
+        let restore = |socket| Accepted { socket, peer: self.peer };
+        match associate_raw(port, source, key) {
             Ok(handle) => Ok(StreamSocket { handle }),
             Err((error, RawSource::Connected(socket))) => {
-                Err(AssociateError::new(error, Accepted::new(socket, self.peer)))
+                Err(AssociateError::new(error, restore(AcceptedSocket::Real(socket))))
+            }
+            #[cfg(feature = "sim")]
+            Err((error, RawSource::Simulated(source))) => {
+                Err(AssociateError::new(error, restore(AcceptedSocket::Simulated(source))))
             }
             Err(_) => unreachable!("a refused source comes back as it went in"),
         }
     }
 }
+
+#[cfg(feature = "sim")]
+macro_rules! associate_simulated {
+    ($source:ty, $associated:ident) => {
+        impl sealed::Sealed for $source {}
+        impl Associate for $source {
+            type Associated = $associated;
+
+            fn associate_with(
+                self,
+                port: &CompletionPort,
+                key: usize,
+            ) -> Result<$associated, AssociateError<Self>> {
+                match associate_raw(port, RawSource::Simulated(self.into_source()), key) {
+                    Ok(handle) => Ok($associated { handle }),
+                    Err((error, RawSource::Simulated(source))) => {
+                        Err(AssociateError::new(error, <$source>::from_source(source)))
+                    }
+                    Err(_) => unreachable!("a refused source comes back as it went in"),
+                }
+            }
+        }
+    };
+}
+#[cfg(feature = "sim")]
+associate_simulated!(crate::sim::SimListener, ListenSocket);
+#[cfg(feature = "sim")]
+associate_simulated!(crate::sim::SimDatagramSocket, DatagramSocket);
+#[cfg(feature = "sim")]
+associate_simulated!(crate::sim::SimFile, AssociatedFile);

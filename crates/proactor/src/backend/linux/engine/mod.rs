@@ -193,6 +193,12 @@ impl<D: Driver> Backend for Engine<D> {
             RawSource::Connected(socket) => (socket, SourceKind::Stream, RawSource::Connected),
             RawSource::Listener(socket) => (socket, SourceKind::Listener, RawSource::Listener),
             RawSource::Datagram(socket) => (socket, SourceKind::Datagram, RawSource::Datagram),
+            #[cfg(feature = "sim")]
+            RawSource::Simulated(source) => {
+                // It lives in its world only.
+                let error = Error::new(OperationKind::Associate, ErrorKind::InvalidInput);
+                return Err((error, RawSource::Simulated(source)));
+            }
             RawSource::File(file) => {
                 if self.central.is_closed() {
                     let error = Error::new(OperationKind::Associate, ErrorKind::PortClosed);
