@@ -189,3 +189,25 @@ fn a_violation_is_reported() {
     assert!(report.violations[0].contains("timer#1"), "{:?}", report.violations);
     drop(port);
 }
+
+/// Each scenario on some seeds; `proactor sim` runs many more.
+#[test]
+fn scenarios_hold_and_repeat() {
+    use proactor::sim::scenario::{Plan, SCENARIOS};
+
+    let seeds = std::env::var("PROACTOR_SIM_SEEDS").map_or(60, |text| text.parse().unwrap());
+    for (name, _) in SCENARIOS {
+        let mut operations = 0;
+        for seed in 0..seeds {
+            let plan = Plan::new(seed, Some(name)).unwrap();
+            let report = plan.run(false);
+            let tail = &report.trace[report.trace.len().saturating_sub(40)..];
+            assert!(report.violations.is_empty(), "{plan}\n{:#?}\n{tail:#?}", report.violations);
+            operations += report.operations;
+            if seed % 20 == 0 {
+                assert_eq!(report.trace_hash, plan.run(false).trace_hash, "{plan}");
+            }
+        }
+        println!("{name}: {operations} operations");
+    }
+}

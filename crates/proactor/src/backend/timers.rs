@@ -76,9 +76,14 @@ impl TimerQueue {
     /// Takes out every timer that is due at `now`, and gives their packets to `out`: by deadline,
     /// then in the order in which they were started.
     pub(crate) fn pop_expired(&mut self, now: Instant, mut out: impl FnMut(Completion)) {
+        let now =
+            if planted!(TimerEarly) { now + std::time::Duration::from_millis(1) } else { now };
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
             let (key, operation) = self.remove(0);
             out(Completion::finished(key, operation, 0, None));
+            if planted!(TimerOnlyFirst) {
+                self.heap.clear();
+            }
         }
     }
 
@@ -88,6 +93,9 @@ impl TimerQueue {
         let Slot::Used { position, .. } = &self.slots[slot as usize] else {
             unreachable!("the index names timers that are pending");
         };
+        if planted!(TimerLeak) {
+            return None;
+        }
         Some(self.remove(*position as usize))
     }
 
@@ -123,7 +131,9 @@ impl TimerQueue {
     /// Takes the timer at `position` of the heap out of heap, slab and index.
     fn remove(&mut self, position: usize) -> (usize, Operation) {
         let node = self.heap.swap_remove(position);
-        if position < self.heap.len() {
+        if position < self.heap.len() && planted!(TimerHeapDisorder) {
+            self.place(position);
+        } else if position < self.heap.len() {
             // The former last one stands here now: it may belong above as well as below.
             self.place(position);
             self.sift_up(position);

@@ -286,7 +286,16 @@ impl fmt::Debug for PoolBuffer {
 
 impl Drop for PoolBuffer {
     fn drop(&mut self) {
+        if planted!(PoolLeak) && self.address != self.pool.address(self.index) {
+            return;
+        }
         self.pool.give_back(self.index);
+        if planted!(PoolDoubleFree) {
+            self.pool.give_back(self.index);
+        }
+        if planted!(ConsumerNotTold) {
+            return;
+        }
         if let Some(consumer) = self.consumer.take() {
             consumer.released(self.pool.buffer_bytes());
         }

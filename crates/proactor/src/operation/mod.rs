@@ -283,9 +283,11 @@ impl Operation {
     /// What an earlier start left in it (a sent buffer, an unclaimed connection) is dropped here.
     pub(crate) fn prepare(&mut self, kind: OperationKind, payload: Payload) -> OperationId {
         let inner = &mut *self.inner;
-        inner.id.start += 1;
+        inner.id.start += u64::from(!planted!(OperationIdReused));
         inner.kind = kind;
-        inner.done_bytes = 0;
+        if !planted!(DoneBytesKept) {
+            inner.done_bytes = 0;
+        }
         inner.cancelled = false;
         inner.payload = payload;
         inner.id

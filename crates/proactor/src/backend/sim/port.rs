@@ -356,6 +356,8 @@ impl Backend for SimulatedPort {
         let began = guard.now;
         guard.begin_wait(self.index, me, completions.len(), time);
         guard = self.kernel.switch(guard, me);
+        // What was meant for this wait comes too late from here on.
+        guard.threads[me].generation += 1;
         match guard.threads[me].outcome.take() {
             Some(Outcome::Packets(packets)) => {
                 // A thread that was found blocked counts again from here (rule 41).
