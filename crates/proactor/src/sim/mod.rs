@@ -221,10 +221,21 @@ impl World {
             if self.now() >= end {
                 return false;
             }
+            self.check_progress();
             self.sleep(step);
             step = (step * 2).min(Duration::from_millis(50));
         }
         true
+    }
+
+    /// Reports a stream that waits though it could go on.
+    fn check_progress(&self) {
+        let mut guard = self.kernel.lock();
+        if guard.monitor.violations.is_empty()
+            && let Some(stall) = guard.find_stall()
+        {
+            guard.monitor.violation(stall);
+        }
     }
 
     /// From now on nothing goes wrong.

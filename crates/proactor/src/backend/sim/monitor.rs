@@ -257,6 +257,17 @@ impl Monitor {
                 self.violation(format!("{name}#{number}: an orderly end of a stream that {why}"));
             }
         }
+        let source = self.live.get(&id).and_then(|live| live.source);
+        if let (None, Some(source)) = (packet.error, source)
+            && matches!(packet.kind, OperationKind::Recv | OperationKind::Send)
+        {
+            let is_older = |live: &Live| {
+                live.source == Some(source) && live.kind == packet.kind && live.number < number
+            };
+            if self.live.values().any(is_older) {
+                self.violation(format!("{name}#{number}: overtook one that was started before"));
+            }
+        }
         if packet.receive.is_none() {
             self.live.remove(&id);
         }

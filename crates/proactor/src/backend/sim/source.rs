@@ -200,9 +200,6 @@ impl State {
 
     /// Queues the packet of an operation that the program ended.
     pub(crate) fn finish_ended(&mut self, source: SourceId, operation: Operation, kind: ErrorKind) {
-        if kind == ErrorKind::Cancelled {
-            self.monitor.cancelled(operation.id(), true);
-        }
         let bytes = operation.inner.done_bytes;
         self.finish(source, operation, bytes, Some(kind));
     }
@@ -293,6 +290,7 @@ impl State {
                 self.garbage.push(Garbage::Operation(operation));
                 continue;
             }
+            self.monitor.cancelled(operation.id(), true);
             self.finish_ended(source, operation, kind);
         }
         match &self.sources[source].role {
@@ -442,6 +440,7 @@ impl BackendSource for SimSource {
         let operations = guard.take_all(self.id);
         let count = operations.len();
         for operation in operations {
+            guard.monitor.cancelled(operation.id(), true);
             guard.finish_ended(self.id, operation, ErrorKind::Cancelled);
         }
         count

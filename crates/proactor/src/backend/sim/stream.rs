@@ -178,6 +178,30 @@ impl State {
         }
     }
 
+    /// Whether something waits that could go on, and nobody will look at it: a stall for ever.
+    pub(crate) fn find_stall(&mut self) -> Option<String> {
+        for (index, source) in self.sources.iter().enumerate() {
+            let Role::Stream(stream) = &source.role else { continue };
+            let this = &self.endpoints[stream.endpoint];
+            let Some(peer) = this.peer.map(|peer| &self.endpoints[peer]) else { continue };
+            if source.is_closed {
+                continue;
+            }
+            let window_bytes = self.ports[source.port].window_bytes;
+            let has_something = !this.inbound.is_empty() || this.inbound_ends || this.is_reset;
+            let is_held_back = stream.is_paused && stream.held_bytes > window_bytes / 2;
+            let receives = !stream.receives.is_empty() && has_something && !is_held_back;
+            if receives && !stream.receive_is_due {
+                return Some(format!("source {index}: a receive waits, and there is something"));
+            }
+            let has_room = peer.room() > 0 || this.is_reset || peer.is_closed;
+            if !stream.sends.is_empty() && has_room && !stream.transmit_is_due {
+                return Some(format!("source {index}: a send waits, and there is room"));
+            }
+        }
+        None
+    }
+
     fn look_for_bytes(&mut self, source: SourceId) {
         if let Some(stream) = self.stream(source)
             && !std::mem::replace(&mut stream.receive_is_due, true)
@@ -339,6 +363,9 @@ impl State {
         let taken = if self.strikes(exhausted) { None } else { pool.take() };
         let Some(index) = taken else {
             // It waits until a buffer is given back.
+            if let Some(stream) = self.stream(source) {
+                stream.receive_is_due = true;
+            }
             let time = self.random.time(MILLISECOND, 5 * MILLISECOND);
             self.after(time, Event::Receive(source));
             return false;
