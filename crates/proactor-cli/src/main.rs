@@ -8,6 +8,7 @@ mod echo;
 mod failure;
 mod interrupt;
 mod load;
+mod sim;
 mod status;
 mod watch;
 
@@ -45,6 +46,8 @@ enum Action {
     Compare(Box<compare::CompareArgs>),
     /// Look at this machine and say which parts of the library work on it, and how.
     Doctor(doctor::DoctorArgs),
+    /// Run random servers in simulated worlds, where every schedule and fault follows from a seed.
+    Sim(sim::SimArgs),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Action::Watch(args) => watch::run(&args),
         Action::Compare(args) => compare::run(&args),
         Action::Doctor(args) => doctor::run(&args),
+        Action::Sim(args) => sim::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,11 +8,13 @@ use proactor::planted::{Bug, plant};
 use proactor::sim::scenario::Plan;
 
 /// Seeds that a bug may need.
-const BUDGET: u64 = 2000;
+const BUDGET: u64 = 1000;
+/// Seeds on which nothing is found where there is no bug.
+const SOUND: u64 = 300;
 
 /// The first seed that shows a violation or a panic, and what it says.
-fn first_failure() -> Option<(u64, String)> {
-    for seed in 0..BUDGET {
+fn first_failure(seeds: u64) -> Option<(u64, String)> {
+    for seed in 0..seeds {
         let plan = Plan::new(seed, None).unwrap();
         match std::panic::catch_unwind(|| plan.run(false)) {
             Ok(report) if report.violations.is_empty() => {}
@@ -29,11 +31,11 @@ fn first_failure() -> Option<(u64, String)> {
 #[test]
 fn every_planted_bug_is_found() {
     plant(None);
-    assert_eq!(first_failure(), None, "without a bug nothing is found");
+    assert_eq!(first_failure(SOUND), None, "without a bug nothing is found");
     let mut missed = Vec::new();
     for bug in Bug::ALL {
         plant(Some(*bug));
-        match first_failure() {
+        match first_failure(BUDGET) {
             Some((seed, text)) => println!("| {bug:?} | {text} | {} |", seed + 1),
             None => missed.push(*bug),
         }

@@ -275,6 +275,12 @@ impl Backend for Port {
         let is_datagram = matches!(source, RawSource::Datagram(_));
         let is_stream = matches!(source, RawSource::Stream(_) | RawSource::Connected(_));
         let (socket, restore): (_, Restore) = match source {
+            #[cfg(feature = "sim")]
+            RawSource::Simulated(source) => {
+                // It lives in its world only.
+                let error = Error::new(OperationKind::Associate, ErrorKind::InvalidInput);
+                return Err((error, RawSource::Simulated(source)));
+            }
             RawSource::Stream(socket) => (socket, RawSource::Stream),
             RawSource::Connected(socket) => (socket, RawSource::Connected),
             RawSource::Listener(socket) => (socket, RawSource::Listener),

@@ -185,6 +185,22 @@ impl Monitor {
         }
     }
 
+    /// A cancel of a timer found nothing.
+    pub(crate) fn timer_not_found(&mut self, id: OperationId) {
+        if let Some(live) = self.live.get(&id) {
+            let number = live.number;
+            self.violation(format!("timer#{number}: pending, and a cancel did not find it"));
+        }
+    }
+
+    /// A port's timers that were due have expired.
+    pub(crate) fn timers_expired(&mut self, port: PortId, now: u64) {
+        let is_overdue = |live: &&Live| live.port == port && live.due.is_some_and(|due| due <= now);
+        if let Some(number) = self.live.values().filter(is_overdue).map(|live| live.number).min() {
+            self.violation(format!("timer#{number}: due, and left out when others expired"));
+        }
+    }
+
     pub(crate) fn source_closed(&mut self, source: SourceId) {
         self.closed_sources.insert(source);
     }

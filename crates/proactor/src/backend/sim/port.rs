@@ -222,6 +222,8 @@ impl State {
         for packet in packets {
             self.push(port, packet, None);
         }
+        let now = self.now;
+        self.monitor.timers_expired(port, now);
         self.arm_timers(port);
     }
 
@@ -418,8 +420,11 @@ impl Backend for SimulatedPort {
     fn cancel_timer(&self, timer: OperationId) -> bool {
         let mut guard = self.kernel.lock();
         let cancelled = guard.ports[self.index].timers.cancel(timer);
-        guard.monitor.cancelled(timer, cancelled.is_some());
-        let Some((key, operation)) = cancelled else { return false };
+        let Some((key, operation)) = cancelled else {
+            guard.monitor.timer_not_found(timer);
+            return false;
+        };
+        guard.monitor.cancelled(timer, true);
         let error = Error::new(OperationKind::Timer, ErrorKind::Cancelled);
         guard.push(self.index, Completion::finished(key, operation, 0, Some(error)), None);
         drop(self.kernel.maybe_interrupt(guard));

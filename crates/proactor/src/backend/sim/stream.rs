@@ -180,6 +180,21 @@ impl State {
 
     /// Whether something waits that could go on, and nobody will look at it: a stall for ever.
     pub(crate) fn find_stall(&mut self) -> Option<String> {
+        for (index, port) in self.ports.iter().enumerate() {
+            let held_bytes: usize = self
+                .sources
+                .iter()
+                .filter(|source| source.port == index)
+                .map(|source| match &source.role {
+                    Role::Stream(stream) => stream.held_bytes,
+                    _ => 0,
+                })
+                .sum();
+            let lent = port.pool.total_buffers().saturating_sub(port.pool.free_buffers());
+            if held_bytes > lent * port.pool.buffer_bytes() {
+                return Some(format!("port {index}: buffers came back, and nobody was told"));
+            }
+        }
         for (index, source) in self.sources.iter().enumerate() {
             let Role::Stream(stream) = &source.role else { continue };
             let this = &self.endpoints[stream.endpoint];
