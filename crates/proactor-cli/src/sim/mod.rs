@@ -19,8 +19,6 @@ const SHOWN_LINES: usize = 30;
 
 /// Replays one seed, or looks for one that fails.
 pub(crate) fn run(args: &SimArgs) -> Result<(), Failure> {
-    // A scenario that panics is a finding; it is reported with its seed, once.
-    std::panic::set_hook(Box::new(|_| {}));
     match args.replay {
         Some(seed) => replay(&args.plan(seed)?),
         None => hunt(args),
@@ -29,6 +27,8 @@ pub(crate) fn run(args: &SimArgs) -> Result<(), Failure> {
 
 fn hunt(args: &SimArgs) -> Result<(), Failure> {
     args.plan(0)?;
+    // A scenario that panics is a finding; it is reported with its seed, once.
+    std::panic::set_hook(Box::new(|_| {}));
     let found = hunt::hunt(args);
     println!("{}", found.totals);
     let Some((plan, _)) = found.failure else { return Ok(()) };

@@ -76,7 +76,7 @@ pub(super) fn run(plan: &Plan, world: &World, random: &mut Random) {
         world: world.clone(),
         port,
         // Its packets can be handled side by side, and the answers would lose their order.
-        is_continuous: random.chance(0.5) && plan.seed % 3 != 0,
+        is_continuous: random.chance(0.5) && !plan.seed.is_multiple_of(3),
         shared: Mutex::new(Shared { next_key: FIRST_SESSION, ..Shared::default() }),
     });
     for _ in 0..random.between(1, 4) {

@@ -64,7 +64,7 @@ impl Plan {
     /// # Panics
     /// Where the scenario itself does, or a thread of it does not come back.
     pub fn run(&self, full_trace: bool) -> Report {
-        let interrupts = self.seed % 3 == 0 && self.scenario != "streams";
+        let interrupts = self.seed.is_multiple_of(3) && self.scenario != "streams";
         let world = World::with_options(self.seed, self.faults, interrupts, full_trace);
         let index = SCENARIOS.iter().position(|(name, _)| *name == self.scenario);
         let run = RUNS[index.expect("a plan names a scenario")];
