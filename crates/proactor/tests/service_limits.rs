@@ -3,6 +3,7 @@
 mod common;
 mod service_common;
 
+use std::any::Any;
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +13,8 @@ use std::time::Duration;
 use common::*;
 use proactor::service::framing::{LengthPrefixed, Lines};
 use proactor::service::{
-    HandlerResult, Overflow, SendError, ServerService, Session, SessionHandler, WaterMarks,
+    HandlerResult, NotifyError, Overflow, SendError, ServerService, Session, SessionHandler,
+    WaterMarks,
 };
 use service_common::*;
 
@@ -25,6 +27,22 @@ struct Silent;
 impl SessionHandler for Silent {
     fn received(&mut self, _session: &Session, _frame: &[u8]) -> HandlerResult {
         Ok(())
+    }
+}
+
+/// Tells of each message, and goes on when it is let.
+struct Held {
+    told: mpsc::Sender<usize>,
+    held: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl SessionHandler for Held {
+    fn received(&mut self, _session: &Session, _frame: &[u8]) -> HandlerResult {
+        Ok(())
+    }
+    fn notified(&mut self, _session: &Session, message: Box<dyn Any + Send>) -> HandlerResult {
+        self.told.send(*message.downcast::<usize>().expect("a number"))?;
+        Ok(self.held.lock().unwrap().recv_timeout(HANG)?)
     }
 }
 
@@ -86,6 +104,41 @@ on_each_backend! {
             client.write_all(b"hello").unwrap();
             assert_eq!(read_bytes(&mut client, 5), b"hello");
         }
+    }
+
+    fn messages_beyond_the_limit_come_back_and_the_others_arrive(ports: &Ports) {
+        let runtime = runtime(ports);
+        let (told, hear) = mpsc::channel();
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let server = ServerService::builder(move |_| Held { told: told.clone(), held: held.clone() })
+            .listen("127.0.0.1:0")
+            .limits(limited(|limits| limits.notifications = 3))
+            .start_on(&runtime)
+            .unwrap();
+        let client = connect(server.local_address().unwrap());
+        wait_for_sessions(&server.handle(), 1);
+        let session = server.handle().sessions().pop().unwrap();
+        session.notify(0_usize).unwrap();
+        // The handler has the first one and holds it, so the limit is for those behind.
+        assert_eq!(hear.recv_timeout(HANG), Ok(0));
+        for number in 1..=3_usize {
+            session.notify(number).unwrap();
+        }
+        let refused = session.notify(4_usize).unwrap_err();
+        assert_eq!((format!("{refused:?}"), refused.into_message()), ("Full(..)".to_owned(), 4));
+        // A refusal gives back whatever type it is, and ends nothing.
+        let text = String::from("not taken");
+        assert_eq!(session.notify(text.clone()), Err(NotifyError::Full(text)));
+        (0..5).for_each(|_| release.send(()).unwrap());
+        for number in 1..=3 {
+            assert_eq!(hear.recv_timeout(HANG), Ok(number));
+        }
+        wait_until("there is room again", || session.notify(5_usize).is_ok());
+        assert_eq!(hear.recv_timeout(HANG), Ok(5));
+        drop(client);
+        wait_for_sessions(&server.handle(), 0);
+        assert_eq!(session.notify(6_usize), Err(NotifyError::Closed(6)));
     }
 
     fn a_reader_that_never_reads_stops_its_own_sending_and_loses_nothing(ports: &Ports) {

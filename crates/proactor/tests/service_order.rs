@@ -13,8 +13,8 @@ use bytes::Bytes;
 use common::*;
 use proactor::service::framing::{LengthPrefixed, Lines};
 use proactor::service::{
-    AfterEnd, DisconnectReason, HandlerResult, Phase, SendError, ServerService, Session,
-    SessionHandler,
+    AfterEnd, DisconnectReason, HandlerResult, NotifyError, Phase, SendError, ServerService,
+    Session, SessionHandler,
 };
 use service_common::*;
 
@@ -95,7 +95,7 @@ on_each_backend! {
         let session = server.handle().sessions().pop().unwrap();
         std::thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| (0..100).for_each(|_| session.notify("abcd")));
+                scope.spawn(|| (0..100).for_each(|_| session.notify("abcd").unwrap()));
                 scope.spawn(|| (0..100).for_each(|_| session.send("efgh").unwrap()));
             }
             scope.spawn(|| (0..100).for_each(|_| session.send_shared("ijkl").unwrap()));
@@ -104,6 +104,34 @@ on_each_backend! {
         assert!(lines.chunks(5).all(|line| [b"abcd\n", b"efgh\n", b"ijkl\n"].contains(&line.try_into().unwrap())));
         assert_eq!(twice.load(Ordering::SeqCst), 0);
         stop_after(client, &server);
+    }
+
+    fn who_ends_its_sending_still_receives(ports: &Ports) {
+        let runtime = runtime(ports);
+        let log = Log::default();
+        let server = noting(&log, |session, _frame| {
+            // More than one send takes: the end is behind all of it.
+            if session.counters().sent_frames == 0 {
+                session.send(vec![7; 300_000])?;
+            }
+            session.end_sending();
+            assert_eq!(session.send("x"), Err(SendError::Closed));
+            Ok(())
+        })
+        .timeouts(patient())
+        .start_on(&runtime)
+        .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        client.write_all(b"first").unwrap();
+        assert_eq!(read_to_end(&mut client), (vec![7; 300_000], None));
+        let session = server.handle().sessions().pop().expect("it goes on");
+        assert!(!session.is_ending());
+        client.write_all(b"second").unwrap();
+        wait_until("it still receives", || session.counters().received_bytes == 11);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        log.wait_for("disconnected");
+        log.check_order();
+        wait_for_sessions(&server.handle(), 0);
     }
 
     fn a_peer_that_half_closes_gets_every_answer(ports: &Ports) {
@@ -228,7 +256,7 @@ on_each_backend! {
         for _ in 0..2 {
             assert_eq!(session.send(b"x"), Err(SendError::Closed));
             assert_eq!(session.send_shared(Bytes::from_static(b"x")), Err(SendError::Closed));
-            session.notify(1);
+            assert_eq!(session.notify(1), Err(NotifyError::Closed(1)));
             session.pause_receiving();
             session.resume_receiving();
             session.disconnect();

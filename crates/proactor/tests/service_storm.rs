@@ -85,7 +85,7 @@ fn storm(ports: &Ports) {
                         0 => session.abort(),
                         1 => session.disconnect(),
                         2 => _ = session.send([1; 500]),
-                        3 => session.notify(0_u8),
+                        3 => _ = session.notify(0_u8),
                         _ => {}
                     }
                 }

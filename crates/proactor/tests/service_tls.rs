@@ -286,7 +286,7 @@ on_each_backend! {
         let session = server.handle().sessions().remove(0);
         session.send("before the handshake").unwrap();
         assert!(session.filter_information::<TlsInformation>().is_none());
-        session.notify("told before");
+        session.notify("told before").unwrap();
         client.sock.write_all(&[*last]).unwrap();
         assert_eq!(read_line(&mut client), "before the handshake");
         client.write_all(b"after it\n").unwrap();

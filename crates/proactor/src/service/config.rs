@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How many sessions, and how many bytes for them.
+/// How many sessions, how many bytes for them, and how many messages to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sessions of the service at once. A connection beyond it is closed at once. Default 100,000.
@@ -17,6 +17,9 @@ pub struct Limits {
     pub service_queued_bytes: usize,
     /// What happens to a send that would exceed one of the two. Default [`Overflow::Refuse`].
     pub overflow: Overflow,
+    /// Messages of [`Session::notify`](super::Session::notify) that one session holds while they
+    /// wait for its handler. A message beyond it is refused and given back. Default 1,024.
+    pub notifications: usize,
     /// Accepts that are outstanding at the listener. Default 16.
     pub outstanding_accepts: usize,
     /// Connections that the system keeps while they wait to be accepted; its own limit
@@ -32,6 +35,7 @@ impl Default for Limits {
             session_queued_bytes: 1024 * 1024,
             service_queued_bytes: 256 * 1024 * 1024,
             overflow: Overflow::Refuse,
+            notifications: 1024,
             outstanding_accepts: 16,
             backlog: 4096,
         }

@@ -137,6 +137,47 @@ impl From<SendError> for io::Error {
     }
 }
 
+/// Why a message of [`Session::notify`](super::Session::notify) was refused. It is given back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotifyError<M> {
+    /// The session has ended.
+    Closed(M),
+    /// As many messages as [`Limits::notifications`](super::Limits::notifications) allows wait for
+    /// the session's handler: it is told more than it can handle, or a callback blocks.
+    Full(M),
+}
+
+impl<M> NotifyError<M> {
+    /// The message.
+    pub fn into_message(self) -> M {
+        match self {
+            Self::Closed(message) | Self::Full(message) => message,
+        }
+    }
+}
+
+/// Says what happened; the message may be of any type, and is left out.
+impl<M> fmt::Debug for NotifyError<M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Closed(_) => "Closed(..)",
+            Self::Full(_) => "Full(..)",
+        })
+    }
+}
+
+impl<M> fmt::Display for NotifyError<M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Closed(_) => "notify: the session has ended",
+            Self::Full(_) => "notify: too many messages wait for the session's handler",
+        })
+    }
+}
+
+impl<M> std::error::Error for NotifyError<M> {}
+
 /// Why a service or a runtime did not start: what was tried, and the system's or the port's error.
 #[derive(Debug)]
 pub struct StartError {

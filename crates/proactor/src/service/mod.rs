@@ -84,7 +84,7 @@ pub mod tls;
 
 pub use client::{ClientBuilder, ClientService};
 pub use config::{Backoff, Limits, Overflow, Timeouts, TransferRate, WaterMarks};
-pub use error::{DisconnectReason, SendError, StartError, Timeout};
+pub use error::{DisconnectReason, NotifyError, SendError, StartError, Timeout};
 pub use filter::{Filter, FilterError, FilterFactory};
 pub use handle::ServiceHandle;
 pub use handler::{AfterEnd, HandlerResult, SessionHandler};

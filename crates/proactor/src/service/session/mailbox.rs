@@ -7,7 +7,6 @@
 //! noted to the one who has it, and who looks here once more before putting it back. So there are
 //! never two callbacks at once, and no thread ever waits for another's callback.
 
-use std::any::Any;
 use std::collections::VecDeque;
 
 use super::core::Core;
@@ -87,7 +86,7 @@ pub(super) struct Mailbox {
     /// Received before its turn.
     early: Vec<(u64, Received)>,
     /// What `notify` was called with.
-    pub(super) messages: VecDeque<Box<dyn Any + Send>>,
+    pub(super) messages: VecDeque<super::Message>,
 }
 
 impl Mailbox {

@@ -33,7 +33,7 @@ use self::filtered::Filtered;
 use self::mailbox::{Ending, Mailbox, Received, Signals};
 use self::outgoing::Outgoing;
 use self::times::Times;
-use super::error::{DisconnectReason, SendError};
+use super::error::{DisconnectReason, NotifyError, SendError};
 use super::filter::{Filter, FilterError};
 use super::groups::Member;
 use super::handle::ServiceHandle;
@@ -90,6 +90,9 @@ pub struct Session {
     pub(super) shared: Arc<SessionShared>,
 }
 
+/// What [`Session::notify`] takes, without its type.
+type Message = Box<dyn Any + Send>;
+
 /// Nothing is received for a while.
 const PAUSED: u8 = 1;
 /// Nothing is received until the queue of sends has fallen to its low mark.
@@ -98,6 +101,8 @@ const OVER_MARK: u8 = 1 << 1;
 const ENDING: u8 = 1 << 2;
 /// The handshake is over.
 const SHAKEN: u8 = 1 << 3;
+/// The peer is to be told the end of what is sent, and was not yet.
+const ENDS_SENDING: u8 = 1 << 4;
 
 pub(super) struct SessionShared {
     id: SessionId,
@@ -154,6 +159,15 @@ impl Session {
         self.shared.request_end(DisconnectReason::Local, Ending::Orderly);
     }
 
+    /// Ends what this side sends, and nothing else: further sends are refused, what is queued is
+    /// sent, then the peer is told the end of the stream. Receiving goes on, until the peer ends
+    /// its side or the session is disconnected. Where the peer has ended its side already,
+    /// [`disconnect`](Self::disconnect) is what ends the session. For protocols in which the end of a request is the
+    /// end of the stream, and for relays that pass it on.
+    pub fn end_sending(&self) {
+        self.shared.request_end_of_sending();
+    }
+
     /// Ends the session at once: what is queued is dropped, and the connection is reset.
     pub fn abort(&self) {
         self.shared.request_end(DisconnectReason::Aborted, Ending::Abrupt);
@@ -179,9 +193,21 @@ impl Session {
     }
 
     /// Calls [`SessionHandler::notified`](super::SessionHandler::notified) with `message`, among
-    /// the session's other callbacks. Dropped where the session has ended.
-    pub fn notify(&self, message: impl Any + Send) {
-        self.shared.notify(Box::new(message));
+    /// the session's other callbacks. Never blocks. A message that still waits when the runtime
+    /// ends under the session is dropped.
+    ///
+    /// # Errors
+    /// [`Closed`](NotifyError::Closed): the session has ended. [`Full`](NotifyError::Full):
+    /// [`Limits::notifications`](super::Limits::notifications) messages wait already. Both give
+    /// the message back.
+    pub fn notify<M: Any + Send>(&self, message: M) -> Result<(), NotifyError<M>> {
+        self.shared.notify(Box::new(message)).map_err(|refused| {
+            let message = |boxed: Message| *boxed.downcast::<M>().expect("it is what was given");
+            match refused {
+                NotifyError::Closed(boxed) => NotifyError::Closed(message(boxed)),
+                NotifyError::Full(boxed) => NotifyError::Full(message(boxed)),
+            }
+        })
     }
 
     /// The session's id.
@@ -350,14 +376,14 @@ impl SessionShared {
         self.signal(Signals::DRAINING);
     }
 
-    fn notify(&self, message: Box<dyn Any + Send>) {
+    fn notify(&self, message: Message) -> Result<(), NotifyError<Message>> {
         let schedule = {
             let mut mailbox = lock(&self.mailbox);
             if mailbox.over {
-                // Dropped outside the lock.
-                drop(mailbox);
-                drop(message);
-                return;
+                return Err(NotifyError::Closed(message));
+            }
+            if mailbox.messages.len() >= self.service.limits.notifications {
+                return Err(NotifyError::Full(message));
             }
             mailbox.messages.push_back(message);
             mailbox.signal(Signals::LOOK)
@@ -365,6 +391,7 @@ impl SessionShared {
         if schedule {
             self.service.runtime.post(self.key);
         }
+        Ok(())
     }
 
     /// Asks for the end of the session. The first reason stays; a more abrupt end overrides.
@@ -384,6 +411,19 @@ impl SessionShared {
         if schedule {
             self.service.runtime.post(self.key);
         }
+    }
+
+    fn request_end_of_sending(&self) {
+        {
+            let mut outgoing = lock(&self.outgoing);
+            if outgoing.refusing {
+                // It has ended it before, or all of it ends.
+                return;
+            }
+            outgoing.refusing = true;
+            self.flags.fetch_or(ENDS_SENDING, Ordering::SeqCst);
+        }
+        self.signal(Signals::LOOK);
     }
 
     /// Its filter could not be made.

@@ -160,6 +160,9 @@ impl SessionShared {
             // The filter's own protocol has not begun: the handler knows of nothing yet.
             return;
         }
+        if self.has(super::ENDS_SENDING) && core.stage == Stage::Open {
+            self.end_sending_where_flushed();
+        }
         if sent_bytes > 0 {
             self.call(core, |handler| {
                 handler.sent(session, sent_bytes);
@@ -180,6 +183,24 @@ impl SessionShared {
                 handler.draining(session);
                 Ok(())
             });
+        }
+    }
+
+    /// Tells the peer the end of what is sent, once all of it was. The end of each send leads here.
+    fn end_sending_where_flushed(&self) {
+        let outgoing = lock(&self.outgoing);
+        if outgoing.in_flight || self.has_to_send(&outgoing) {
+            return;
+        }
+        if self.end_filter() {
+            // The filter says so first, in its own protocol.
+            return self.start_send(outgoing);
+        }
+        self.flags.fetch_and(!super::ENDS_SENDING, Ordering::SeqCst);
+        let ended = outgoing.stream.as_ref().map(|stream| stream.shutdown(Shutdown::Write));
+        drop(outgoing);
+        if let Some(Err(error)) = ended {
+            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
         }
     }
 
@@ -212,6 +233,10 @@ impl SessionShared {
     pub(super) fn connected(&self, core: &mut Core, session: &Session) {
         core.begun = true;
         self.call(core, |handler| handler.connected(session));
+        if self.has(super::ENDS_SENDING) {
+            // Asked for while a filter was not ready.
+            self.signal(Signals::LOOK);
+        }
     }
 
     /// Calls back. A panic or an error ends the session.
