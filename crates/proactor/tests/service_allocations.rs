@@ -1,4 +1,5 @@
-//! The server layer in a steady state allocates nothing, and an idle session is small. In a test
+//! The server layer in a steady state allocates nothing, a broadcast copies its payload once, and an
+//! idle session is small. In a test
 //! binary of its own, and one test, because the allocator counts for the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -45,6 +46,8 @@ static ALLOCATOR: Counting = Counting;
 const HANG: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 2_000;
 const IDLE_SESSIONS: usize = 400;
+/// Less than the limit of a session's queue.
+const BROADCAST_BYTES: usize = 900_000;
 
 struct Echo;
 
@@ -155,6 +158,23 @@ fn bytes_at_service(runtime: &Runtime) -> i64 {
     bytes / IDLE_SESSIONS as i64
 }
 
+/// Bytes of memory that a broadcast takes while it waits for readers that do not read.
+fn bytes_of_broadcast(runtime: &Runtime, payload: &[u8], sessions: usize) -> i64 {
+    let server = ServerService::builder(|_| Echo)
+        .listen("127.0.0.1:0")
+        .framing(LengthPrefixed::u32().with_maximum_frame_bytes(payload.len() + 4))
+        .start_on(runtime)
+        .unwrap();
+    let address = server.local_address().unwrap();
+    let clients: Vec<_> = (0..sessions).map(|_| connect(address)).collect();
+    wait_until(|| server.handle().session_count() == sessions);
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    assert_eq!(server.handle().broadcast(payload).unwrap(), sessions);
+    let bytes = LIVE_BYTES.load(Ordering::Relaxed) - before;
+    drop(clients);
+    bytes
+}
+
 #[test]
 fn a_steady_state_allocates_nothing_and_an_idle_session_is_small() {
     for (name, builder) in builders() {
@@ -164,6 +184,10 @@ fn a_steady_state_allocates_nothing_and_an_idle_session_is_small() {
             let allocations = allocations_of_echo(&runtime, length);
             assert_eq!(allocations, 0, "{length} bytes, {name}");
         }
+        let payload = vec![7; BROADCAST_BYTES];
+        let broadcast = bytes_of_broadcast(&runtime, &payload, 40);
+        println!("{name}: {broadcast} bytes for a broadcast of {BROADCAST_BYTES} to 40 sessions");
+        assert!(broadcast < 2 * BROADCAST_BYTES as i64, "copied: {broadcast} bytes, {name}");
         let at_port = bytes_at_port(&builder);
         let at_service = bytes_at_service(&runtime);
         println!("{name}: {at_port} bytes at the port, {at_service} as a session");

@@ -297,6 +297,30 @@ on_each_backend! {
         log.check_order();
     }
 
+    fn who_ends_its_sending_says_so_and_still_receives(ports: &Ports) {
+        let (runtime, log) = (runtime(ports), Log::default());
+        let builder = noting(&log, |session, frame| {
+            if frame == b"first" {
+                session.send("last words")?;
+                session.end_sending();
+            }
+            Ok(())
+        });
+        let (server, address) = start(builder.framing(Lines::new()).filter(tls()), &runtime);
+        let mut client = tls_client(address, true);
+        client.write_all(b"first\n").unwrap();
+        assert_eq!(read_line(&mut client), "last words");
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "it says that nothing more comes");
+        client.write_all(b"second\n").unwrap();
+        log.wait_for("received second");
+        assert!(!server.handle().sessions()[0].is_ending());
+        client.conn.send_close_notify();
+        client.flush().unwrap();
+        log.wait_for("disconnected: the peer ended the connection");
+        log.check_order();
+        assert_eq!(server.handle().snapshot().disconnected.filter, 0);
+    }
+
     fn receiving_pauses_and_goes_on_with_what_was_decrypted(ports: &Ports) {
         let (runtime, log) = (runtime(ports), Log::default());
         let pausing = log.clone();
