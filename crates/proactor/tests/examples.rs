@@ -1,7 +1,7 @@
 //! The examples that are servers, started as programs and talked to.
 //!
 //! `cargo test` builds them; where this file is run alone, `cargo build --examples` has to come
-//! first. Not under Wine, whose console stands between the test and the example.
+//! first. On Windows it was not tried.
 
 #![cfg(unix)]
 
