@@ -50,6 +50,7 @@ impl TimerQueue {
     }
 
     /// How many timers are pending.
+    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn len(&self) -> usize {
         self.heap.len()
     }

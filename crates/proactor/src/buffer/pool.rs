@@ -69,11 +69,13 @@ impl Pool {
     }
 
     /// Bytes of the buffers that the pool has allocated.
+    #[cfg(target_os = "linux")]
     pub(crate) fn held_bytes(&self) -> usize {
         self.total_buffers() * self.buffer_bytes
     }
 
     /// Bytes of the buffers that were in receivers' hands when that was last noted.
+    #[cfg(target_os = "linux")]
     pub(crate) fn lent_bytes(&self) -> usize {
         let available = self.available.load(Ordering::Relaxed);
         self.maximum_buffers.saturating_sub(available) * self.buffer_bytes

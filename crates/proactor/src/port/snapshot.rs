@@ -141,11 +141,13 @@ impl BatchSizes {
     }
 
     /// The entry that a batch of so many packets is counted in.
+    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn entry(packets: usize) -> usize {
         (packets.max(1).ilog2() as usize).min(Self::SIZES - 1)
     }
 
     /// Adds what another thread has counted.
+    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn add(&mut self, other: &Self) {
         self.packets += other.packets;
         for (sum, count) in self.by_size.iter_mut().zip(other.by_size) {
