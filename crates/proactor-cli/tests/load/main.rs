@@ -4,9 +4,12 @@
 mod own_server;
 mod server;
 
+#[cfg(unix)]
 use std::io::{BufReader, Read};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+#[cfg(unix)]
+use std::process::Stdio;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 use server::{Conduct, Server};

@@ -37,6 +37,7 @@ const GOOD_BYTES: u64 = 2_000;
 pub struct Server {
     pub address: SocketAddr,
     /// Hears once, when the server has echoed something.
+    #[cfg_attr(windows, allow(dead_code, reason = "for the tests that send signals"))]
     pub first_echo: Receiver<()>,
 }
 
