@@ -183,8 +183,10 @@ impl World {
         }
         let ids = [self.id(second), self.id(first)];
         let found = self.here_or_outside(|| ids.map(|id| stream.cancel(id)));
-        let packets = self.collect(Awaited::finals([first, second]))?;
         let name = self.name(place);
+        // Said before the wait: should a packet be missing, this tells whose fault it is.
+        self.say(format!("cancel sends #{second} and #{first} on {name}: {found:?}"));
+        let packets = self.collect(Awaited::finals([first, second]))?;
         let (mut gone, mut ends) = (0, Vec::new());
         for packet in &packets {
             ends.push(packet.error);
@@ -194,7 +196,7 @@ impl World {
                 return Err(self.wrong(format!("it went out all the same: {}", packet.text())));
             }
         }
-        self.say(format!("cancel sends #{second} and #{first} on {name}: {found:?}, {ends:?}"));
+        self.say(format!("  they ended: {ends:?}"));
         let got = self.receive_helper(other, gone)?;
         if got != content(LARGE_SEND_CONTENT, 0, gone) {
             return Err(self.wrong("what went out of a cancelled send is not its beginning"));
