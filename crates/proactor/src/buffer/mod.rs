@@ -1,6 +1,7 @@
 //! Buffers that an operation can own, and the pool that continuous receives are fed from.
 
 mod pool;
+mod segment;
 
 use std::fmt;
 use std::sync::Arc;

@@ -3,17 +3,17 @@
 //! A buffer is in exactly one place: free here, lent to the kernel by a backend, or owned by a
 //! [`PoolBuffer`]. An index names a buffer, so that io_uring's buffer ids need no table.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::Layout;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::segment;
+
 /// Buffers in one segment: a pool grows by this many at a time.
 pub(crate) const SEGMENT_BUFFERS: usize = 64;
-/// What every allocator gives by itself.
-const SEGMENT_ALIGNMENT: usize = 8;
 /// One source may hold this part of what is available at most.
 const SHARES: usize = 256;
 /// io_uring names a provided buffer by 16 bits and a buffer ring holds at most 32,768.
@@ -133,11 +133,7 @@ impl Pool {
             return false;
         }
         let layout = self.segment_layout();
-        // SAFETY: the layout has a non-zero size (asserted in `new`).
-        let memory = unsafe { alloc_zeroed(layout) };
-        if memory.is_null() {
-            handle_alloc_error(layout);
-        }
+        let memory = segment::allocate(layout).as_ptr();
         self.segments[total / SEGMENT_BUFFERS].store(memory, Ordering::Release);
         self.total_buffers.store(total + SEGMENT_BUFFERS, Ordering::Release);
         // Lowest index on top: a warm buffer is taken before a cold one.
@@ -176,9 +172,7 @@ impl Pool {
     }
 
     fn segment_layout(&self) -> Layout {
-        // Not aligned to a page: zeroed memory of a larger alignment is written by the allocator,
-        // and so all of it would be resident; what `calloc` gives is so once it is used.
-        Layout::from_size_align(self.buffer_bytes * SEGMENT_BUFFERS, SEGMENT_ALIGNMENT)
+        Layout::from_size_align(self.buffer_bytes * SEGMENT_BUFFERS, 16)
             .expect("a segment of receive buffers fits in the address space")
     }
 }
@@ -187,11 +181,10 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let layout = self.segment_layout();
         for segment in &self.segments {
-            let memory = segment.load(Ordering::Acquire);
-            if !memory.is_null() {
+            if let Some(memory) = NonNull::new(segment.load(Ordering::Acquire)) {
                 // SAFETY: allocated in `grow_into` with this layout. Every `PoolBuffer` and every
                 // backend that lends buffers to the kernel holds the pool, so nobody uses it now.
-                unsafe { dealloc(memory, layout) };
+                unsafe { segment::free(memory, layout) };
             }
         }
     }
@@ -346,8 +339,8 @@ mod tests {
         };
         assert_eq!(result, 0);
         let pages = resident.iter().filter(|page| **page & 1 != 0).count();
-        // At most the page of the byte that was written, and one that the allocator's books are in.
-        assert!(pages <= 2 * SEGMENT_BUFFERS, "{pages} of {} pages", resident.len());
+        // Those of the bytes that were written.
+        assert!(pages <= SEGMENT_BUFFERS, "{pages} of {} pages", resident.len());
     }
 
     #[test]
