@@ -299,6 +299,8 @@ impl Backend for Port {
                         (Role::Stream(Stream::new(connected)), socket)
                     }
                     RawSource::File(_) => unreachable!("files went another way"),
+                    #[cfg(feature = "sim")]
+                    RawSource::Simulated(_) => unreachable!("refused above"),
                 };
                 let id = self.next_source.fetch_add(1, Ordering::Relaxed);
                 let parts = Parts { socket, role, key, id, family, skips };
