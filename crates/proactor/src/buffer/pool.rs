@@ -324,11 +324,12 @@ mod tests {
     fn memory_that_was_never_filled_is_not_resident() {
         const PAGE: usize = 4096;
         let pool = Pool::new(64 * 1024, SEGMENT_BUFFERS);
+        let mut buffers = Vec::new();
         while let Some(index) = pool.take() {
-            // SAFETY: the index was just taken from the pool, and is never given back.
+            // SAFETY: the index was just taken from the pool.
             let mut buffer = unsafe { pool.lend(index, 64, None) };
             buffer[0] = 1;
-            std::mem::forget(buffer);
+            buffers.push(buffer);
         }
         let segment = pool.segments[0].load(Ordering::Acquire);
         let first_page = segment.wrapping_add(segment.align_offset(PAGE));
