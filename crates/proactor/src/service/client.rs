@@ -159,6 +159,7 @@ impl Drop for ClientService {
         self.handle().request_stop();
         self.handle().request_stop();
         self.shared.stop(Duration::ZERO);
+        self.shared.drop_factory();
     }
 }
 

@@ -137,6 +137,7 @@ impl ServiceShared {
         }
         if ended {
             self.enter(Phase::Stopped);
+            self.drop_factory();
         } else if !on_worker {
             tracing::error!(
                 service = self.name,

@@ -111,6 +111,7 @@ impl Drop for ServerService {
         self.handle().request_stop();
         self.handle().request_stop();
         self.shared.stop(Duration::ZERO);
+        self.shared.drop_factory();
     }
 }
 

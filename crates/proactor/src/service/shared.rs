@@ -10,7 +10,7 @@ use super::config::{Limits, Timeouts, WaterMarks};
 use super::error::DisconnectReason;
 use super::filter::{Filter, FilterError, FilterFactory, NoFilter};
 use super::framing::Framing;
-use super::handler::SessionHandler;
+use super::handler::{HandlerResult, SessionHandler};
 use super::lock::lock;
 use super::phases::Phase;
 use super::runtime::{Key, RuntimeShared};
@@ -42,7 +42,9 @@ pub(super) struct ServiceShared {
     pub(super) runtime: Arc<RuntimeShared>,
     pub(super) framing: Arc<dyn Framing>,
     filter: Option<Arc<dyn FilterFactory>>,
-    factory: Box<Factory>,
+    /// `None` once the service has stopped: what the program gave it may hold sessions, which hold
+    /// the service.
+    factory: Mutex<Option<Arc<Factory>>>,
     pub(super) limits: Limits,
     pub(super) water_marks: WaterMarks,
     pub(super) timeouts: Timeouts,
@@ -76,7 +78,23 @@ pub(super) struct State {
     pub(super) others: usize,
 }
 
+/// The handler of a connection that came when the service had stopped.
+struct Late;
+
+impl SessionHandler for Late {
+    fn received(&mut self, session: &Session, _frame: &[u8]) -> HandlerResult {
+        session.abort();
+        Ok(())
+    }
+}
+
 impl ServiceShared {
+    /// Lets go of what the program gave the service to make handlers with.
+    pub(super) fn drop_factory(&self) {
+        let factory = lock(&self.factory).take();
+        drop(factory);
+    }
+
     pub(super) fn new(settings: Settings, runtime: Arc<RuntimeShared>) -> Arc<Self> {
         let timeouts = settings.timeouts;
         Arc::new(Self {
@@ -84,7 +102,7 @@ impl ServiceShared {
             runtime,
             framing: settings.framing,
             filter: settings.filter,
-            factory: settings.factory,
+            factory: Mutex::new(Some(Arc::from(settings.factory))),
             limits: settings.limits,
             water_marks: settings.water_marks,
             times_sends: timeouts.write.is_some() || timeouts.heartbeat.is_some(),
@@ -140,7 +158,11 @@ impl ServiceShared {
         peer: Option<std::net::SocketAddr>,
         id: SessionId,
     ) {
-        self.begin_session_with(key, stream, peer, id, |session| (self.factory)(session));
+        let factory = lock(&self.factory).clone();
+        self.begin_session_with(key, stream, peer, id, |session| match factory {
+            Some(factory) => factory(session),
+            None => Box::new(Late),
+        });
     }
 
     /// The same, with a handler that is made by `factory`.
