@@ -87,17 +87,19 @@ impl<D: Driver> Engine<D> {
     pub(super) fn snapshot_now(&self) -> PortSnapshot {
         let counters = crate::backend::Backend::counters(self);
         let mut snapshot = PortSnapshot::with_counters(self.central.limit(), counters);
+        let table = self.workers();
         let mut batches = self.past_batches();
         let mut lent_bytes = self.pool.lent_bytes();
         let mut queued = self.central.queued();
         let mut workers = Vec::with_capacity(self.worker_count());
-        for worker in self.workers().iter().flatten() {
+        for worker in table.iter().flatten() {
             let worker_now = Worker::snapshot(worker);
             lent_bytes += worker.pool.lent_bytes();
             queued += worker_now.queued_packets;
             batches.add(&worker_now.batches);
             workers.push(worker_now);
         }
+        drop(table);
         snapshot.queued_packets = Some(queued);
         snapshot.posted_packets = Some(self.central.posted());
         snapshot.pending_timers = Some(self.pending_timers());

@@ -73,12 +73,13 @@ impl<D: Driver> Engine<D> {
             let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
             workers[worker.slot.index] = None;
             self.worker_count.fetch_sub(1, Ordering::SeqCst);
+            // Under the table's lock: whoever adds up finds a worker's counts in one place.
+            self.past_dequeued
+                .fetch_add(worker.slot.dequeued_packets.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.past_wait_calls
+                .fetch_add(worker.counters.wait_calls.load(Ordering::Relaxed), Ordering::Relaxed);
+            inherit(&mut lock(&self.past_batches), worker);
         }
-        self.past_dequeued
-            .fetch_add(worker.slot.dequeued_packets.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.past_wait_calls
-            .fetch_add(worker.counters.wait_calls.load(Ordering::Relaxed), Ordering::Relaxed);
-        inherit(&mut lock(&self.past_batches), worker);
         let sockets: Vec<_> = worker
             .poller
             .residents()

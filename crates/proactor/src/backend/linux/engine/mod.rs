@@ -162,6 +162,7 @@ impl<D: Driver> Backend for Engine<D> {
 
     fn counters(&self) -> PortCounters {
         let (wakes, blocked_threads) = self.central.counts();
+        let workers = self.workers();
         let mut counters = PortCounters {
             dequeued_packets: self.past_dequeued.load(Ordering::Relaxed),
             wait_calls: self.past_wait_calls.load(Ordering::Relaxed),
@@ -170,7 +171,7 @@ impl<D: Driver> Backend for Engine<D> {
             wakes,
             pool_bytes: self.pool.held_bytes() as u64,
         };
-        for worker in self.workers().iter().flatten() {
+        for worker in workers.iter().flatten() {
             counters.dequeued_packets += worker.slot.dequeued_packets.load(Ordering::Relaxed);
             counters.wait_calls += worker.counters.wait_calls.load(Ordering::Relaxed);
             counters.pool_bytes += worker.pool.held_bytes() as u64;
