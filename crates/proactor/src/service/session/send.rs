@@ -18,25 +18,26 @@ use crate::Completion;
 
 impl SessionShared {
     pub(super) fn send(&self, payload: &[u8]) -> Result<(), SendError> {
-        let framing = &*self.service.framing;
-        let mut head = FrameHead::new();
-        framing.head(payload.len(), &mut head)?;
-        let tail = framing.tail();
-        self.queue(head.len() + payload.len() + tail.len(), |outgoing| {
-            outgoing.copy(&head);
-            outgoing.copy(payload);
-            outgoing.copy(tail);
-        })
+        self.queue_frame(payload.len(), |outgoing| outgoing.copy(payload))
     }
 
     pub(super) fn send_shared(&self, payload: Bytes) -> Result<(), SendError> {
+        self.queue_frame(payload.len(), |outgoing| outgoing.share(payload))
+    }
+
+    /// Queues a frame, of which `put` queues the payload.
+    fn queue_frame(
+        &self,
+        payload_bytes: usize,
+        put: impl FnOnce(&mut Outgoing),
+    ) -> Result<(), SendError> {
         let framing = &*self.service.framing;
         let mut head = FrameHead::new();
-        framing.head(payload.len(), &mut head)?;
+        framing.head(payload_bytes, &mut head)?;
         let tail = framing.tail();
-        self.queue(head.len() + payload.len() + tail.len(), |outgoing| {
+        self.queue(head.len() + payload_bytes + tail.len(), |outgoing| {
             outgoing.copy(&head);
-            outgoing.share(payload);
+            put(outgoing);
             outgoing.copy(tail);
         })
     }
