@@ -42,6 +42,8 @@ mod linux;
 pub(crate) mod sim;
 #[cfg(any(target_os = "linux", windows, feature = "sim"))]
 mod timers;
+#[cfg(any(target_os = "linux", windows))]
+mod window;
 
 use std::fmt;
 use std::io;

@@ -11,7 +11,6 @@
 //! | `overlapped` | an operation in flight: who owns it, and how its packet finds it |
 //! | `socket` | a socket and its pending operations |
 //! | `stream`, `stream_receive`, `stream_send`, `listener`, `datagram` | what each kind does |
-//! | `window` | how far a connection is read ahead of its consumer |
 //! | `file` | overlapped files |
 //! | `clock` | timers |
 //! | `syscall`, `code` | raw calls, and their codes as portable kinds |
@@ -29,7 +28,6 @@ mod stream;
 mod stream_receive;
 mod stream_send;
 mod syscall;
-mod window;
 
 use std::sync::Arc;
 

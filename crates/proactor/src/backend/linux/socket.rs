@@ -19,14 +19,13 @@ use super::listener::Listener;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::backend::BackendSource;
+use crate::backend::window::Window;
 use crate::buffer::{Consumer, Pool};
 use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
 use crate::port::Completion;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-const NOT_PAUSED: usize = usize::MAX;
 
 /// What a socket can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +44,7 @@ pub(crate) struct Socket<D: Driver> {
     pub(crate) socket: socket2::Socket,
     state: Mutex<State<D>>,
     /// Room of receive buffers that were read ahead and not given back.
-    held_bytes: AtomicUsize,
-    /// Reading stopped because of `held_bytes`; whoever makes it fall to this makes it go on.
-    /// `NOT_PAUSED`: it did not stop.
-    resume_at_bytes: AtomicUsize,
+    window: Window,
     /// It waits in its home's inbox.
     attending: AtomicBool,
 }
@@ -126,8 +122,7 @@ impl<D: Driver> Socket<D> {
             inode,
             socket,
             state: Mutex::new(State { home: None, interest: 0, closed: false, role }),
-            held_bytes: AtomicUsize::new(0),
-            resume_at_bytes: AtomicUsize::new(NOT_PAUSED),
+            window: Window::new(),
             attending: AtomicBool::new(false),
         })
     }
@@ -246,37 +241,22 @@ impl<D: Driver> Socket<D> {
 
     /// Whether receive buffers of it are out, each of which holds the socket.
     pub(crate) fn holds_bytes(&self) -> bool {
-        self.held_bytes.load(Ordering::SeqCst) > 0
+        self.window.is_held()
     }
 
     /// Counts buffer room of `pool` that was read ahead; `false` when reading has to pause.
     pub(crate) fn hold(&self, bytes: usize, pool: &Pool) -> bool {
-        let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
-        let window_bytes = pool.window_bytes(self.engine.config.receive_window_bytes);
-        if held < window_bytes {
-            return true;
-        }
-        let resume_at_bytes = window_bytes / 2;
-        self.resume_at_bytes.store(resume_at_bytes, Ordering::SeqCst);
-        // Whoever gave back meanwhile may not have seen the pause: then it ends here.
-        self.held_bytes.load(Ordering::SeqCst) <= resume_at_bytes && self.end_pause()
+        self.window.hold(bytes, pool.window_bytes(self.engine.config.receive_window_bytes))
     }
 
     /// Whether reading is paused.
     pub(crate) fn is_paused(&self) -> bool {
-        self.resume_at_bytes.load(Ordering::SeqCst) != NOT_PAUSED
+        self.window.is_paused()
     }
 
     /// Counts buffer room as given back, without asking for attention; `true` when a pause ends.
     pub(crate) fn release_quietly(&self, bytes: usize) -> bool {
-        let held = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        let resume_at_bytes = self.resume_at_bytes.load(Ordering::SeqCst);
-        resume_at_bytes != NOT_PAUSED && held <= resume_at_bytes && self.end_pause()
-    }
-
-    /// Ends a pause; `false` where another thread has done so.
-    fn end_pause(&self) -> bool {
-        self.resume_at_bytes.swap(NOT_PAUSED, Ordering::SeqCst) != NOT_PAUSED
+        self.window.release(bytes)
     }
 
     /// Queues the packet of an operation that ended.

@@ -1,6 +1,6 @@
 //! How far a connection is read ahead of its consumer.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 const NOT_PAUSED: usize = usize::MAX;
 
@@ -13,22 +13,26 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { held_bytes: AtomicUsize::new(0), resume_at_bytes: AtomicUsize::new(NOT_PAUSED) }
     }
 
-    /// Counts room as held; reading pauses where that reaches `most_bytes`.
-    pub(crate) fn hold(&self, bytes: usize, most_bytes: usize) {
+    /// Whether any room is held.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn is_held(&self) -> bool {
+        self.held_bytes.load(Ordering::SeqCst) > 0
+    }
+
+    /// Counts room as held; `false` when reading has to pause, because that reaches `most_bytes`.
+    pub(crate) fn hold(&self, bytes: usize, most_bytes: usize) -> bool {
         let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
         if held < most_bytes {
-            return;
+            return true;
         }
         let resume_at_bytes = most_bytes / 2;
         self.resume_at_bytes.store(resume_at_bytes, Ordering::SeqCst);
         // Whoever gave back meanwhile may not have seen the pause: then it ends here.
-        if self.held_bytes.load(Ordering::SeqCst) <= resume_at_bytes {
-            self.end_pause();
-        }
+        self.held_bytes.load(Ordering::SeqCst) <= resume_at_bytes && self.end_pause()
     }
 
     /// Counts room as given back; `true` when a pause ends.
