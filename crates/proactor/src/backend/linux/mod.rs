@@ -30,6 +30,7 @@ mod listener;
 #[cfg(all(test, proactor_model))]
 mod models;
 pub(crate) mod poller;
+mod queue;
 mod residents;
 pub(crate) mod socket;
 pub(crate) mod stream;

@@ -3,14 +3,13 @@
 //! This file holds the state and what does not move bytes: connect, shut down, cancel, end.
 //! Receiving is in `stream_receive`, sending in `stream_send`.
 
-use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::sync::Arc;
 
 use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
-use super::listener::take_by_id;
+use super::queue::{LateQueue, ShortQueue};
 use super::socket::{Context, Role, Socket, State};
 use super::syscall;
 use crate::buffer::PoolBuffer;
@@ -40,7 +39,7 @@ pub(crate) enum Receiving {
     /// Queued with a driver, not submitted.
     Queued,
     /// The kernel has it, from this worker's driver.
-    Armed(usize),
+    Armed(u32),
     /// The kernel has it, and a cancel is on its way.
     Stopping,
 }
@@ -49,17 +48,17 @@ pub(crate) struct Stream {
     pub(crate) connection: Connection,
     connect: Option<Operation>,
     /// Pending receives, oldest first. A continuous one is alone here.
-    pub(crate) receives: VecDeque<Operation>,
+    pub(crate) receives: ShortQueue<Operation>,
     /// Bytes that were read ahead of a receive.
-    pub(crate) ahead: VecDeque<PoolBuffer>,
+    pub(crate) ahead: LateQueue<PoolBuffer>,
     pub(crate) end: Option<End>,
     /// Packets that the continuous receive has given.
     pub(crate) sequence: u64,
     /// Pending sends and disconnects, in the order in which they go out (rule 69).
-    pub(crate) sends: VecDeque<Operation>,
+    pub(crate) sends: ShortQueue<Operation>,
     /// How many of the first sends' buffers the driver's submission points to. They stay where
     /// they are until it has completed.
-    pub(crate) pinned: usize,
+    pub(crate) pinned: u32,
     /// How many bytes that submission asks to send.
     pub(crate) pinned_bytes: usize,
     /// A send is queued with the driver or submitted.
@@ -85,11 +84,11 @@ impl Stream {
         Self {
             connection: if connected { Connection::Established } else { Connection::None },
             connect: None,
-            receives: VecDeque::new(),
-            ahead: VecDeque::new(),
+            receives: ShortQueue::new(),
+            ahead: LateQueue::new(),
             end: None,
             sequence: 0,
-            sends: VecDeque::new(),
+            sends: ShortQueue::new(),
             pinned: 0,
             pinned_bytes: 0,
             sending: false,
@@ -145,16 +144,19 @@ impl Stream {
             self.end_connect(socket, ErrorKind::Cancelled, sink);
             return true;
         }
-        if let Some(operation) = take_by_id(&mut self.receives, id) {
+        let receive = self.receives.iter().position(|operation| operation.id() == id);
+        if let Some(operation) = receive.and_then(|position| self.receives.remove(position)) {
             self.finish_receive_cancelled(socket, operation, ErrorKind::Cancelled, sink);
             return true;
         }
         let Some(position) = self.sends.iter().position(|operation| operation.id() == id) else {
             return false;
         };
-        if position < self.pinned {
+        if position < self.pinned as usize {
             // The kernel is reading it: it ends, so or so, when that is over (rule 78).
-            self.sends[position].inner.cancelled = true;
+            if let Some(operation) = self.sends.get_mut(position) {
+                operation.inner.cancelled = true;
+            }
         } else if let Some(operation) = self.sends.remove(position) {
             socket.finish_cancelled(sink, operation, ErrorKind::Cancelled);
         }
@@ -174,7 +176,7 @@ impl Stream {
         while let Some(operation) = self.receives.pop_front() {
             self.finish_receive_cancelled(socket, operation, kind, sink);
         }
-        for operation in self.sends.drain(self.pinned..) {
+        for operation in self.sends.drain_from(self.pinned as usize) {
             socket.finish_cancelled(sink, operation, kind);
         }
         // These end when the kernel has let go of them.
@@ -210,8 +212,8 @@ impl Stream {
     /// The port closes. Sends that the kernel is reading stay until its driver has let go.
     pub(crate) fn abandon(&mut self, operations: &mut Vec<Operation>) {
         operations.extend(self.connect.take());
-        operations.extend(self.receives.drain(..));
-        operations.extend(self.sends.drain(self.pinned..));
+        operations.extend(self.receives.drain_from(0));
+        operations.extend(self.sends.drain_from(self.pinned as usize));
         self.discard();
     }
 

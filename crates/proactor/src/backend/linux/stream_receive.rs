@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
+use super::queue::LateQueue;
 use super::socket::{Context, Role, Socket, State};
 use super::stream::{Connection, End, Receiving, Stream};
 use super::syscall;
@@ -101,7 +102,7 @@ impl Stream {
 /// Fills a receive's buffers from what was read ahead, in order, and returns how many bytes.
 fn copy_ahead<D: Driver>(
     socket: &Socket<D>,
-    ahead: &mut std::collections::VecDeque<PoolBuffer>,
+    ahead: &mut LateQueue<PoolBuffer>,
     payload: &mut Payload,
 ) -> usize {
     let mut total = 0;
@@ -247,7 +248,7 @@ impl<D: Driver> Socket<D> {
         let Role::Stream(stream) = &mut state.role else { return };
         stream.one_at_a_time = true;
         if let Receiving::Armed(worker) = stream.receiving
-            && let Some(driver) = context.driver_of(worker)
+            && let Some(driver) = context.driver_of(worker as usize)
         {
             stream.receiving = Receiving::Stopping;
             driver.queue_stop(self);
@@ -264,7 +265,7 @@ impl<D: Driver> Socket<D> {
             stream.receiving = Receiving::No;
             return None;
         }
-        stream.receiving = Receiving::Armed(worker);
+        stream.receiving = Receiving::Armed(worker as u32);
         Some(stream.one_at_a_time)
     }
 
@@ -295,7 +296,7 @@ impl<D: Driver> Socket<D> {
         }
         let Receiving::Armed(worker) = stream.receiving else { return };
         let Some(shared) = self.shared() else { return };
-        if let Some(driver) = context.driver_of(worker) {
+        if let Some(driver) = context.driver_of(worker as usize) {
             stream.receiving = Receiving::Stopping;
             driver.queue_stop(&shared);
         } else {

@@ -44,7 +44,7 @@ impl Stream {
     pub(crate) fn gather_sends(&self, slices: &mut Vec<IoSlice>) -> usize {
         slices.clear();
         let mut operations = 0;
-        for operation in &self.sends {
+        for operation in self.sends.iter() {
             if operation.kind() != OperationKind::Send || slices.len() >= GATHER_LIMIT {
                 break;
             }
@@ -233,7 +233,7 @@ impl<D: Driver> Socket<D> {
             let _ = stream.send_end(self);
             return false;
         }
-        stream.pinned = stream.gather_sends(slices);
+        stream.pinned = stream.gather_sends(slices) as u32;
         stream.pinned_bytes = slices.iter().map(|slice| slice.iov_len).sum();
         true
     }
@@ -266,7 +266,7 @@ impl<D: Driver> Socket<D> {
         if let Ok(count) = outcome {
             stream.sent(self, count, context.sink);
         }
-        let left = pinned.saturating_sub(before - stream.sends.len());
+        let left = (pinned as usize).saturating_sub(before - stream.sends.len());
         self.end_cancelled(stream, left, context.sink);
         match outcome {
             _ if closed => self.end_unsent(&mut state, context.sink),
@@ -282,7 +282,7 @@ impl<D: Driver> Socket<D> {
     fn end_cancelled(&self, stream: &mut Stream, pinned: usize, sink: &mut Sink<'_>) {
         let mut position = 0;
         for _ in 0..pinned {
-            if !stream.sends[position].inner.cancelled {
+            if stream.sends.get_mut(position).is_some_and(|send| !send.inner.cancelled) {
                 position += 1;
             } else if let Some(operation) = stream.sends.remove(position) {
                 self.finish_cancelled(sink, operation, ErrorKind::Cancelled);
@@ -302,7 +302,7 @@ impl<D: Driver> Socket<D> {
     /// The socket was closed while the kernel was reading these.
     fn end_unsent(&self, state: &mut State<D>, sink: &mut Sink<'_>) {
         let Role::Stream(stream) = &mut state.role else { return };
-        for operation in stream.sends.drain(..) {
+        for operation in stream.sends.drain_from(0) {
             self.finish_cancelled(sink, operation, ErrorKind::ConnectionAborted);
         }
     }
