@@ -3,19 +3,13 @@
 mod common;
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::Arc;
 
 use common::worker::Worker;
 use common::*;
-use proactor::{CompletionPort, ErrorKind, Operation, OperationId, OperationKind, StreamSocket};
+use proactor::{ErrorKind, Operation, OperationId, OperationKind, StreamSocket};
 
 const RECV: OperationKind = OperationKind::Recv;
-
-fn associated(port: &CompletionPort) -> (StreamSocket, TcpStream) {
-    let (stream, peer) = tcp_pair();
-    (port.associate(stream, 1).unwrap(), peer)
-}
 
 fn recv(stream: &StreamSocket) -> OperationId {
     stream.recv(Operation::new(), Vec::with_capacity(8)).expect("accepted")

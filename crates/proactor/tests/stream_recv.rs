@@ -3,18 +3,12 @@
 mod common;
 
 use std::io::Write;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use common::*;
 use proactor::{CompletionPort, ErrorKind, Operation, OperationKind, StreamSocket};
 use socket2::{Domain, Socket, Type};
-
-/// A stream that is associated with `port` under key 1, and its peer.
-fn associated(port: &CompletionPort) -> (StreamSocket, TcpStream) {
-    let (stream, peer) = tcp_pair();
-    (port.associate(stream, 1).unwrap(), peer)
-}
 
 fn recv(stream: &StreamSocket, bytes: usize) {
     stream.recv(Operation::new(), Vec::with_capacity(bytes)).expect("the receive is accepted");

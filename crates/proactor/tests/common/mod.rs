@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use proactor::{
     BackendChoice, Builder, Completion, CompletionPort, DequeueError, ErrorKind, Operation,
-    OperationId, OperationKind, Rejected,
+    OperationId, OperationKind, Rejected, StreamSocket,
 };
 use socket2::SockRef;
 
@@ -263,6 +263,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// and writes are bounded.
 pub fn tcp_pair() -> (TcpStream, TcpStream) {
     tcp_pair_on(Ipv4Addr::LOCALHOST.into()).expect("the IPv4 loopback is there")
+}
+
+/// A stream that is associated with `port` under key 1, and its peer.
+pub fn associated(port: &CompletionPort) -> (StreamSocket, TcpStream) {
+    let (stream, peer) = tcp_pair();
+    (port.associate(stream, 1).unwrap(), peer)
 }
 
 /// A connected TCP pair on the IPv6 loopback, where there is one.
