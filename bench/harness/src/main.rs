@@ -10,8 +10,11 @@ mod catalog;
 mod echo;
 mod engine;
 mod idle;
+mod light;
+mod open_loop;
 mod process;
 mod report;
+mod rounds;
 mod stall;
 mod stats;
 mod sys;
@@ -38,6 +41,8 @@ enum ScenarioKind {
     Idle,
     /// System calls per round trip.
     Syscalls,
+    /// CPU time, context switches and system calls per message while there are few messages.
+    Light,
 }
 
 /// Compares echo servers: their CPU time per round trip, their latency beside
@@ -76,7 +81,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     workers: usize,
     /// CPUs of load and servers (default: apart with one worker, else free;
-    /// the stall scenario is always free)
+    /// the stall and light scenarios are always free)
     #[arg(long, value_enum)]
     placement: Option<Placement>,
     /// Repeat an echo slice, up to 4 times, in which other processes used more
@@ -98,6 +103,15 @@ struct Arguments {
     /// Messages per second of the stall scenario
     #[arg(long, default_value_t = 3000.0)]
     stall_rate: f64,
+    /// Length of a slice of the light scenario
+    #[arg(long, default_value_t = 2000)]
+    light_slice_ms: u64,
+    /// Connections of the light scenario
+    #[arg(long, default_value_t = 50)]
+    light_connections: usize,
+    /// Messages per second of the light scenario
+    #[arg(long, default_value_t = 1000.0)]
+    light_rate: f64,
     /// Connections of the idle scenario
     #[arg(long, default_value_t = 10_000)]
     idle_connections: usize,
@@ -127,6 +141,7 @@ impl Arguments {
             self.rounds = self.rounds.min(3);
             self.slice_ms = self.slice_ms.min(150);
             self.stall_slice_ms = self.stall_slice_ms.min(1000);
+            self.light_slice_ms = self.light_slice_ms.min(1000);
             self.connections.retain(|&connections| connections <= 50);
             self.sizes.retain(|&size| size <= 4096);
             self.idle_connections = self.idle_connections.min(2000);
@@ -176,6 +191,18 @@ impl Arguments {
             workers: self.stall_workers,
             rounds: self.rounds,
             slice_ms: self.stall_slice_ms,
+            server_cpus: server_cpus.to_vec(),
+            seed: self.seed,
+        }
+    }
+
+    fn light_plan(&self, server_cpus: &[usize]) -> light::Plan {
+        light::Plan {
+            connections: self.light_connections,
+            rate: self.light_rate,
+            workers: self.workers,
+            rounds: self.rounds,
+            slice_ms: self.light_slice_ms,
             server_cpus: server_cpus.to_vec(),
             seed: self.seed,
         }
@@ -246,6 +273,9 @@ fn check_descriptors(arguments: &Arguments, servers: usize) -> Result<(), String
     if has(ScenarioKind::Stall) {
         needed = needed.max(servers * arguments.stall_connections);
     }
+    if has(ScenarioKind::Light) {
+        needed = needed.max(servers * arguments.light_connections);
+    }
     if has(ScenarioKind::Idle) {
         needed = needed.max(arguments.idle_connections);
     }
@@ -277,18 +307,21 @@ fn measure(
         echo: Vec::new(),
         stall_plan: None,
         stall: Vec::new(),
+        light_plan: None,
+        light: Vec::new(),
         idle: Vec::new(),
         syscalls: Vec::new(),
     };
-    // The stall scenario comes first: once the load has a CPU for itself,
-    // there is no way back.
+    // Those that are always free come first: once the load has a CPU for
+    // itself, there is no way back.
+    let is_free = |kind| matches!(kind, ScenarioKind::Stall | ScenarioKind::Light);
     let mut scenarios = arguments.scenarios.clone();
-    scenarios.sort_by_key(|&kind| kind != ScenarioKind::Stall);
+    scenarios.sort_by_key(|&kind| !is_free(kind));
     let free = Placement::Free.server_cpus()?;
     let placed = arguments.placement().server_cpus()?;
     for kind in scenarios {
         eprintln!("{kind:?}");
-        if kind != ScenarioKind::Stall {
+        if !is_free(kind) {
             arguments.placement().place_load()?;
         }
         match kind {
@@ -301,6 +334,11 @@ fn measure(
                 let plan = arguments.stall_plan(&free);
                 report.stall = stall::run(servers, &plan, &directory.join("spinner"), skipped);
                 report.stall_plan = Some(plan);
+            }
+            ScenarioKind::Light => {
+                let plan = arguments.light_plan(&free);
+                report.light = light::run(servers, &plan, skipped);
+                report.light_plan = Some(plan);
             }
             ScenarioKind::Idle => {
                 let connections = arguments.idle_connections;

@@ -97,13 +97,25 @@ impl Process {
         Ok(threads)
     }
 
+    /// How often its threads were taken off a processor: because they waited, or because others
+    /// were to run. Threads that have ended are not in it.
+    pub fn context_switches(&self) -> io::Result<u64> {
+        let mut sum = 0;
+        for thread in self.threads()? {
+            let status = fs::read_to_string(format!("/proc/{}/task/{thread}/status", self.pid()))?;
+            sum += number(&status, "voluntary_ctxt_switches:")?
+                + number(&status, "nonvoluntary_ctxt_switches:")?;
+        }
+        Ok(sum)
+    }
+
     /// Its memory at this moment.
     pub fn memory(&self) -> io::Result<Memory> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         Ok(Memory {
-            rss_bytes: kilobytes(&status, "VmRSS:")? * 1024,
-            pss_bytes: kilobytes(&rollup, "Pss:")? * 1024,
+            rss_bytes: number(&status, "VmRSS:")? * 1024,
+            pss_bytes: number(&rollup, "Pss:")? * 1024,
         })
     }
 }
@@ -134,7 +146,8 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     word.trim_end_matches(['.', ',', ';']).parse().ok()
 }
 
-fn kilobytes(text: &str, field: &str) -> io::Result<u64> {
+/// The number behind a field of a file in /proc; of memory, in KiB.
+fn number(text: &str, field: &str) -> io::Result<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.split_whitespace().next())

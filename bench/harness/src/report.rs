@@ -9,7 +9,7 @@ use crate::echo::{self, Scenario};
 use crate::engine::Measured;
 use crate::stats::Spread;
 use crate::sys::Placement;
-use crate::{idle, stall, syscalls};
+use crate::{idle, light, stall, syscalls};
 
 /// Everything that one run measured.
 #[derive(Debug, Serialize)]
@@ -32,6 +32,10 @@ pub struct Report {
     pub stall_plan: Option<stall::Plan>,
     /// Its figures.
     pub stall: Vec<stall::Results>,
+    /// What the light scenario was asked for.
+    pub light_plan: Option<light::Plan>,
+    /// Its figures.
+    pub light: Vec<light::Results>,
     /// Memory of idle connections.
     pub idle: Vec<idle::Results>,
     /// System calls per round trip.
@@ -72,6 +76,7 @@ impl Report {
             }
         }
         text += &self.stall_table();
+        text += &self.light_table();
         text += &self.idle_table();
         text += &self.syscalls_table();
         for skipped in &self.skipped {
@@ -159,6 +164,41 @@ impl Report {
             plan.rate,
             plan.workers,
             plan.rounds
+        ))
+    }
+
+    fn light_table(&self) -> String {
+        let Some(plan) = &self.light_plan else {
+            return String::new();
+        };
+        let mut table = Table::new(&[
+            "server",
+            "CPU per message, us",
+            "switches per message",
+            "calls per message",
+            "p50, us",
+            "p99, us",
+        ]);
+        let mut order: Vec<&light::Results> = self.light.iter().collect();
+        let cpu = |results: &light::Results| results.spread(|slice| slice.cpu_us_per_message);
+        order.sort_by(|left, right| {
+            let key = |results| cpu(results).map_or(f64::INFINITY, |spread| spread.median);
+            key(left).total_cmp(&key(right))
+        });
+        for results in order {
+            table.row(vec![
+                results.name.clone(),
+                show(cpu(results), 1),
+                show(results.spread(|slice| slice.switches_per_message), 2),
+                show(results.calls(), 2),
+                show(results.spread(|slice| slice.p50_us), 0),
+                show(results.spread(|slice| slice.p99_us), 0),
+            ]);
+        }
+        table.render(&format!(
+            "Little to do: {:.0} messages/s of 64 B over {} connections, median (min..max) of {} \
+             rounds",
+            plan.rate, plan.connections, plan.rounds
         ))
     }
 

@@ -1,32 +1,26 @@
 //! What stalled handlers cost the others: an open loop in which a few
 //! messages are marked, so that their handler blocks or spins for 10 ms.
 //!
-//! Messages are due at the moments of a Poisson process, whatever the server
-//! does; latency counts from the moment a message was due. Each goes to a
-//! random connection that has none under way, so a message never waits behind
-//! a marked one of its own socket, and every received chunk is one message.
-//! What is reported is the latency of unmarked messages: of *other* sockets.
+//! A message never waits behind a marked one of its own socket, so what is
+//! reported, the latency of unmarked messages, is that of *other* sockets.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::ValueEnum;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::catalog::{Server, Skipped};
-use crate::engine::{histogram, percentile_us};
-use crate::process::Process;
-use crate::stats::{Random, Spread};
-use crate::sys::{self, Epoll, Event};
+use crate::engine::percentile_us;
+use crate::open_loop::{Marked, Slice};
+use crate::rounds::{self, Contestant};
+use crate::stats::Spread;
+use crate::sys;
 
-const MESSAGE_BYTES: usize = 64;
-/// A server that does not answer for this long has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The server beside which a spinner runs, and whose own handlers do not stall.
+const FLOOR: &str = "floor";
 
 /// What a marked message does to its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
@@ -39,7 +33,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn mark(self) -> u8 {
+    /// The first byte of such a message.
+    pub fn mark(self) -> u8 {
         match self {
             Self::Block => 0xF1,
             Self::Spin => 0xF2,
@@ -101,14 +96,6 @@ impl Results {
     }
 }
 
-struct Contestant {
-    name: String,
-    process: Process,
-    load: OpenLoad,
-    /// A spinner runs beside it, and its handlers do not stall.
-    is_floor: bool,
-}
-
 /// Runs all rounds. `spinner` is the binary whose bursts make the floor of
 /// [`Kind::Spin`].
 pub fn run(
@@ -118,56 +105,34 @@ pub fn run(
     skipped: &mut Vec<Skipped>,
 ) -> Vec<Results> {
     let mut contestants = contestants(servers, plan, skipped);
-    let mut results: Vec<Results> = contestants
-        .iter()
-        .map(|contestant| Results { name: contestant.name.clone(), rounds: Vec::new() })
-        .collect();
-    let mut random = Random::new(plan.seed);
-    let mut failed = vec![false; contestants.len()];
-    for round in 0..plan.rounds {
-        eprintln!("  round {} of {}", round + 1, plan.rounds);
-        let mut order: Vec<usize> = (0..contestants.len()).collect();
-        random.shuffle(&mut order);
-        for index in order.into_iter().filter(|&index| !failed[index]).collect::<Vec<_>>() {
-            let contestant = &mut contestants[index];
+    let rounds = rounds::interleave(
+        &mut contestants,
+        plan.rounds,
+        plan.seed,
+        "stall",
+        skipped,
+        |contestant, round| {
             // The same arrivals for every server of the round.
-            let seed = plan.seed ^ ((round as u64 + 1) << 32);
-            match slice(contestant, plan, seed, spinner) {
-                Ok(measured) => results[index].rounds.push(measured),
-                Err(error) => {
-                    failed[index] = true;
-                    eprintln!("  {} failed: {error}", contestant.name);
-                    skipped.push(Skipped {
-                        name: contestant.name.clone(),
-                        reason: format!("stall: {error}"),
-                    });
-                }
-            }
-        }
-    }
-    results.retain(|results| results.rounds.len() == plan.rounds);
-    results
+            slice(contestant, plan, plan.seed ^ ((round as u64 + 1) << 32), spinner)
+        },
+    );
+    rounds.into_iter().map(|(name, rounds)| Results { name, rounds }).collect()
 }
 
 fn contestants(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> Vec<Contestant> {
-    let mut wanted: Vec<(String, Vec<String>, bool)> = servers
+    let mut wanted: Vec<(&str, Vec<String>)> = servers
         .iter()
-        .map(|server| (server.name.clone(), server.words(plan.workers, true), false))
+        .map(|server| (server.name.as_str(), server.words(plan.workers, true)))
         .collect();
     let ring = servers.iter().find(|server| server.name == "raw-uring");
     if let (Kind::Spin, Some(ring)) = (plan.kind, ring) {
-        wanted.push(("floor".into(), ring.words(1, false), true));
+        wanted.push((FLOOR, ring.words(1, false)));
     }
     let mut contestants = Vec::new();
-    for (name, words, is_floor) in wanted {
-        let started = Process::start(&words, &plan.server_cpus).and_then(|process| {
-            let load = OpenLoad::connect(process.address(), plan.connections)
-                .map_err(|error| format!("connecting: {error}"))?;
-            Ok((process, load))
-        });
-        match started {
-            Ok((process, load)) => contestants.push(Contestant { name, process, load, is_floor }),
-            Err(reason) => skipped.push(Skipped { name, reason }),
+    for (name, words) in wanted {
+        match Contestant::start(name, &words, &plan.server_cpus, plan.connections) {
+            Ok(contestant) => contestants.push(contestant),
+            Err(reason) => skipped.push(reason),
         }
     }
     contestants
@@ -179,7 +144,7 @@ fn slice(
     seed: u64,
     spinner: &Path,
 ) -> io::Result<Measured> {
-    let _spinner = if contestant.is_floor {
+    let _spinner = if contestant.name == FLOOR {
         Some(Spinner::start(spinner, plan.rate * plan.marked_share)?)
     } else {
         None
@@ -189,7 +154,12 @@ fn slice(
     if !sys::run_first() {
         eprintln!("  no real-time priority: the latencies include the load engine's own delay");
     }
-    let latencies = contestant.load.run(plan, seed);
+    let latencies = contestant.load.run(&Slice {
+        rate: plan.rate,
+        duration: Duration::from_millis(plan.slice_ms),
+        marked: Some(Marked { share: plan.marked_share, byte: plan.kind.mark() }),
+        seed,
+    });
     sys::run_as_others();
     let latencies = latencies?;
     let cpu = contestant.process.cpu_time()? - cpu_begin;
@@ -216,122 +186,5 @@ impl Drop for Spinner {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-struct Connection {
-    stream: TcpStream,
-    message: [u8; MESSAGE_BYTES],
-    received: usize,
-    due: Instant,
-    under_way: bool,
-}
-
-/// Connections to one server, and those of them that are free.
-struct OpenLoad {
-    epoll: Epoll,
-    connections: Vec<Connection>,
-    free: Vec<usize>,
-    number: u64,
-}
-
-impl OpenLoad {
-    fn connect(address: SocketAddr, connections: usize) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        let mut opened = Vec::with_capacity(connections);
-        for index in 0..connections {
-            let stream = TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            epoll.add(stream.as_raw_fd(), index)?;
-            opened.push(Connection {
-                stream,
-                message: [0; MESSAGE_BYTES],
-                received: 0,
-                due: Instant::now(),
-                under_way: false,
-            });
-        }
-        Ok(Self { epoll, connections: opened, free: (0..connections).collect(), number: 0 })
-    }
-
-    /// One slice; returns the latencies of unmarked messages.
-    fn run(&mut self, plan: &Plan, seed: u64) -> io::Result<Histogram<u64>> {
-        let mut latencies = histogram();
-        let begin = Instant::now();
-        let end = begin + Duration::from_millis(plan.slice_ms);
-        let (mut arrivals, mut choice) = (Random::new(seed), Random::new(!seed));
-        let mut gap = || Duration::from_secs_f64(arrivals.exponential(1.0 / plan.rate));
-        let mut due = begin + gap();
-        loop {
-            let now = Instant::now();
-            if now > end + PATIENCE {
-                return Err(io::Error::other("messages did not return"));
-            }
-            let more = due < end;
-            if more && due <= now && !self.free.is_empty() {
-                let marked = choice.unit() < plan.marked_share;
-                let position = choice.below(self.free.len());
-                self.send(position, marked.then(|| plan.kind.mark()), due)?;
-                due += gap();
-                continue;
-            }
-            if !more && self.free.len() == self.connections.len() {
-                return Ok(latencies);
-            }
-            let wait = if more && due > now { due - now } else { PATIENCE };
-            let count = self.epoll.wait(wait)?;
-            for position in 0..count {
-                let event = self.epoll.event(position);
-                self.receive(event, &mut latencies)?;
-            }
-        }
-    }
-
-    fn send(&mut self, position: usize, mark: Option<u8>, due: Instant) -> io::Result<()> {
-        let connection = &mut self.connections[self.free.swap_remove(position)];
-        self.number += 1;
-        connection.message = [0x5A; MESSAGE_BYTES];
-        connection.message[1..9].copy_from_slice(&self.number.to_be_bytes());
-        connection.message[0] = mark.unwrap_or(0);
-        connection.received = 0;
-        connection.due = due;
-        connection.under_way = true;
-        let sent = connection.stream.write(&connection.message)?;
-        if sent < MESSAGE_BYTES {
-            return Err(io::Error::other("no room for a message of 64 bytes"));
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, event: Event, latencies: &mut Histogram<u64>) -> io::Result<()> {
-        let connection = &mut self.connections[event.index];
-        if event.is_end() {
-            return Err(io::Error::other("the server closed a connection"));
-        }
-        if !connection.under_way {
-            return Ok(());
-        }
-        let mut buffer = [0; MESSAGE_BYTES];
-        let length = match connection.stream.read(&mut buffer) {
-            Ok(0) => return Err(io::Error::other("the server closed a connection")),
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let end = connection.received + length;
-        if connection.message.get(connection.received..end) != Some(&buffer[..length]) {
-            return Err(io::Error::other("other bytes came back than were sent"));
-        }
-        connection.received = end;
-        if end == MESSAGE_BYTES {
-            connection.under_way = false;
-            self.free.push(event.index);
-            if connection.message[0] == 0 {
-                let latency = connection.due.elapsed();
-                latencies.saturating_record(latency.as_nanos() as u64);
-            }
-        }
-        Ok(())
     }
 }

@@ -109,11 +109,12 @@ const PERF_TYPE_TRACEPOINT: u32 = 2;
 const PERF_FLAG_INHERIT: u64 = 1 << 1;
 const _: () = assert!(size_of::<PerfEventAttributes>() == 64); // PERF_ATTR_SIZE_VER0
 
-/// One counter per thread.
-struct Tracepoint(Vec<OwnedFd>);
+/// System calls of a server, as the kernel counts them: one counter per thread.
+pub struct Tracepoint(Vec<OwnedFd>);
 
 impl Tracepoint {
-    fn attach(process: &Process) -> io::Result<Self> {
+    /// Counts from now on.
+    pub fn attach(process: &Process) -> io::Result<Self> {
         let path = |root| format!("{root}/events/raw_syscalls/sys_enter/id");
         let id = fs::read_to_string(path("/sys/kernel/tracing"))
             .or_else(|_| fs::read_to_string(path("/sys/kernel/debug/tracing")))?;
@@ -132,7 +133,8 @@ impl Tracepoint {
         Ok(Self(counters))
     }
 
-    fn read(&self) -> io::Result<u64> {
+    /// How many there were so far.
+    pub fn read(&self) -> io::Result<u64> {
         let mut sum = 0;
         for counter in &self.0 {
             let mut count = 0_u64;
