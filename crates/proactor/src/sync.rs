@@ -13,6 +13,16 @@ mod real {
     pub(crate) use std::thread_local;
     use std::time::Instant;
 
+    /// Locks. No callback of the program's runs under these locks: none can be poisoned. In a
+    /// simulated world that interrupts its threads this is where it does.
+    pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        #[cfg(feature = "sim")]
+        if let Some(guard) = crate::backend::sim::lock_in_world(mutex) {
+            return guard;
+        }
+        mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// What the clock says.
     #[inline]
     pub(crate) fn now() -> Instant {
@@ -25,4 +35,6 @@ pub(crate) use real::*;
 #[cfg(all(test, proactor_model))]
 pub(crate) mod model;
 #[cfg(all(test, proactor_model))]
-pub(crate) use model::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic, now, thread_local};
+pub(crate) use model::{
+    Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic, lock, now, thread_local,
+};

@@ -46,6 +46,7 @@ mod timers;
 mod window;
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -72,6 +73,36 @@ pub(crate) trait Backend: Send + Sync {
     /// What the port's clock says: the system's, except in a simulated world.
     fn now(&self) -> Instant {
         Instant::now()
+    }
+    /// A random number: the system's, except in a simulated world, whose seed it follows from.
+    fn random(&self) -> u64 {
+        // Each hasher of the standard library has keys of its own.
+        RandomState::new().hash_one(0)
+    }
+    /// Starts a thread that serves this port, and says how to join it.
+    fn spawn(&self, name: String, body: ThreadBody) -> io::Result<JoinThread> {
+        let thread = std::thread::Builder::new().name(name).spawn(body)?;
+        Ok(Box::new(move || thread.join()))
+    }
+    /// The calling thread pauses.
+    fn pause(&self, time: Duration) {
+        std::thread::park_timeout(time);
+    }
+    /// A condition to wait for in the world's time; `None`: the system's time is meant, and a
+    /// `Condvar` does.
+    fn condition(&self) -> Option<Box<dyn VirtualCondition>> {
+        None
+    }
+    /// A socket that listens at `address`, for [`associate`](Self::associate).
+    fn open_listener(&self, address: &SocketAddr, backlog: u32) -> io::Result<RawSource> {
+        let domain = Domain::for_address(*address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        // On Unix a restarted server can bind while connections of the last one linger.
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        socket.bind(&(*address).into())?;
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        Ok(RawSource::Listener(socket))
     }
     /// A new, unconnected stream socket for [`associate`](Self::associate), of the family of
     /// `peer`.
@@ -128,6 +159,10 @@ pub(crate) trait BackendSource: Send + Sync {
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         self.socket()?.set_tcp_nodelay(nodelay)
     }
+    /// From now on closing it resets the connection, whatever was sent.
+    fn reset_on_close(&self) -> io::Result<()> {
+        self.socket()?.set_linger(Some(Duration::ZERO))
+    }
     /// Starts a prepared operation.
     fn start(self: Arc<Self>, operation: Operation) -> Result<(), Rejected>;
     /// Cancels one operation; `false` where it is not pending.
@@ -138,6 +173,20 @@ pub(crate) trait BackendSource: Send + Sync {
     fn shutdown(&self, how: Shutdown) -> Result<(), Error>;
     /// The last handle is gone: close the source.
     fn close(&self);
+}
+
+/// What a thread does.
+pub(crate) type ThreadBody = Box<dyn FnOnce() + Send>;
+/// Waits for the end of a thread.
+pub(crate) type JoinThread = Box<dyn FnOnce() -> std::thread::Result<()> + Send>;
+
+/// What threads of a simulated world wait for that is no packet. A thread that holds no lock of the
+/// waiters' and has looked at what it waits for misses no notice.
+pub(crate) trait VirtualCondition: Send + Sync {
+    /// Waits for a notice, or for this time.
+    fn wait(&self, timeout: Option<Duration>);
+    /// Wakes all that wait.
+    fn notify_all(&self);
 }
 
 fn no_internet_address() -> io::Error {

@@ -8,7 +8,7 @@ mod source;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendDescription};
+use crate::backend::{Backend, BackendDescription, JoinThread, ThreadBody, VirtualCondition};
 use crate::error::{AssociateError, DequeueError, Error, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind, Payload};
 
@@ -118,6 +118,26 @@ impl CompletionPort {
     /// monotonic clock, or in a simulated world (feature `sim`) its virtual one.
     pub fn now(&self) -> Instant {
         self.backend.now()
+    }
+
+    /// A random number, from the world that the port is part of.
+    pub(crate) fn random(&self) -> u64 {
+        self.backend.random()
+    }
+
+    /// Starts a thread in the world that the port is part of.
+    pub(crate) fn spawn(&self, name: String, body: ThreadBody) -> std::io::Result<JoinThread> {
+        self.backend.spawn(name, body)
+    }
+
+    /// The calling thread pauses, in the time of the world that the port is part of.
+    pub(crate) fn pause(&self, time: Duration) {
+        self.backend.pause(time);
+    }
+
+    /// A condition to wait for; `None`: the system's does.
+    pub(crate) fn condition(&self) -> Option<Box<dyn VirtualCondition>> {
+        self.backend.condition()
     }
 
     /// Associates a socket or a file with the port: packets of its operations carry `key`.

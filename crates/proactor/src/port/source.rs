@@ -131,7 +131,26 @@ socket_addresses!(ListenSocket);
 socket_addresses!(StreamSocket);
 socket_addresses!(DatagramSocket);
 
+impl ListenSocket {
+    /// A TCP socket that listens at `address`, associated under `key`.
+    pub(crate) fn bind(
+        port: &CompletionPort,
+        address: &SocketAddr,
+        backlog: u32,
+        key: usize,
+    ) -> io::Result<Self> {
+        let source = port.backend_handle().open_listener(address, backlog)?;
+        let handle = associate_raw(port, source, key).map_err(|(error, _)| error)?;
+        Ok(Self { handle })
+    }
+}
+
 impl StreamSocket {
+    /// From now on closing it resets the connection.
+    pub(crate) fn reset_on_close(&self) -> io::Result<()> {
+        self.handle.source.reset_on_close()
+    }
+
     /// A new, unconnected TCP socket of the family of `peer`, associated under `key`, for
     /// [`connect`](Self::connect).
     ///

@@ -68,7 +68,7 @@ impl Dial {
         });
         service.other_opened();
         service.runtime.registry.set(key, Arc::clone(&dial) as _);
-        let deadline = Instant::now() + service.timeouts.connect.min(LONGEST);
+        let deadline = service.runtime.port.now() + service.timeouts.connect.min(LONGEST);
         let me: Weak<Self> = Arc::downgrade(&dial);
         lock(&dial.state).timer = Some(service.runtime.start_timer(deadline, me));
         if let Err(rejected) = stream.connect(Operation::new(), address) {

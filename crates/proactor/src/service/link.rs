@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 #[cfg(unix)]
@@ -49,7 +48,6 @@ pub(super) struct Links {
     /// Each attempt takes the next one.
     next_target: AtomicUsize,
     backoff: Backoff,
-    random: RandomState,
 }
 
 pub(super) struct Link {
@@ -103,7 +101,6 @@ impl Links {
             targets,
             next_target: AtomicUsize::new(0),
             backoff,
-            random: RandomState::new(),
         })
     }
 
@@ -147,11 +144,10 @@ impl Links {
     }
 
     /// How long to wait after so many failures in a row.
-    fn wait(&self, failures: u32) -> Duration {
+    fn wait(&self, service: &ServiceShared, failures: u32) -> Duration {
         let doubled = self.backoff.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
         let wait = doubled.min(self.backoff.longest);
-        // Hashes of a keyed hasher are random enough for this.
-        let random = self.random.hash_one((failures, Instant::now())) >> 11;
+        let random = service.runtime.port.random() >> 11;
         let part = random as f64 / (1_u64 << 53) as f64;
         wait.mul_f64(1.0 - self.backoff.jitter.clamp(0.0, 1.0) * part)
     }
@@ -188,7 +184,7 @@ impl Link {
             #[cfg(unix)]
             Target::Path(_) => StreamSocket::for_unix(port, key.completion_key())?,
         };
-        let began = Instant::now();
+        let began = port.now();
         let limit = service.timeouts.connect;
         let deadline = began.checked_add(limit).unwrap_or_else(|| began + FAR);
         let me: Weak<Self> = Arc::downgrade(self);
@@ -235,7 +231,7 @@ impl Link {
         let id = SessionId::next();
         // Both before the session begins: it may be over before the call has returned.
         lock(&all.by_session).insert(id, self.index);
-        lock(&self.state).place = Place::Connected { since: Instant::now() };
+        lock(&self.state).place = Place::Connected { since: service.runtime.port.now() };
         service.begin_session(key, stream, peer, id);
     }
 
@@ -245,7 +241,8 @@ impl Link {
             let mut state = lock(&self.state);
             let Place::Connected { since } = state.place else { return };
             state.place = Place::Idle;
-            if since.elapsed() >= all.backoff.longest {
+            let now = service.runtime.port.now();
+            if now.saturating_duration_since(since) >= all.backoff.longest {
                 state.failures = 0;
             }
         }
@@ -262,7 +259,7 @@ impl Link {
             return;
         }
         state.failures = state.failures.saturating_add(1);
-        let until = Instant::now() + all.wait(state.failures);
+        let until = service.runtime.port.now() + all.wait(service, state.failures);
         let me: Weak<Self> = Arc::downgrade(self);
         let timer = service.runtime.start_timer(until, me);
         state.place = Place::Waiting { until, timer };

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+#[cfg(unix)]
+use socket2::{Domain, Socket, Type};
 
 use super::lock::lock;
 use super::runtime::{Key, Source};
@@ -60,8 +61,7 @@ impl Listener {
     /// Opens a listener and associates it, but accepts nothing yet.
     pub(super) fn open(service: &Arc<ServiceShared>, place: Place) -> io::Result<Arc<Self>> {
         let key = service.runtime.registry.reserve();
-        let backlog = i32::try_from(service.limits.backlog).unwrap_or(i32::MAX);
-        let opened = Self::associate(service, place, key, backlog);
+        let opened = Self::associate(service, place, key);
         let (socket, path) = opened.inspect_err(|_| service.runtime.registry.release(key))?;
         let listener = Arc::new(Self {
             key,
@@ -80,29 +80,20 @@ impl Listener {
         service: &ServiceShared,
         place: Place,
         key: Key,
-        backlog: i32,
     ) -> io::Result<(ListenSocket, Option<PathBuf>)> {
         let port = &service.runtime.port;
         let key = key.completion_key();
+        let backlog = service.limits.backlog;
         Ok(match place {
             Place::Tcp(listener) => (port.associate(listener, key)?, None),
-            Place::Address(address) => {
-                let domain = Domain::for_address(address);
-                let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-                // On Unix a restarted server can bind while connections of the last one linger.
-                #[cfg(unix)]
-                socket.set_reuse_address(true)?;
-                socket.bind(&address.into())?;
-                socket.listen(backlog)?;
-                (port.associate(TcpListener::from(socket), key)?, None)
-            }
+            Place::Address(address) => (ListenSocket::bind(port, &address, backlog, key)?, None),
             #[cfg(unix)]
             Place::Unix(listener) => (port.associate(listener, key)?, None),
             #[cfg(unix)]
             Place::Path(path) => {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 socket.bind(&socket2::SockAddr::unix(&path)?)?;
-                socket.listen(backlog)?;
+                socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
                 (port.associate(UnixListener::from(socket), key)?, Some(path))
             }
         })

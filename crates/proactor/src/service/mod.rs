@@ -56,6 +56,7 @@
 //! A session that waits for bytes holds no buffer. Frames are handed over in the port's own receive
 //! buffers; only the beginning of a frame whose rest has not come is copied.
 
+mod changed;
 mod client;
 mod config;
 mod dial;

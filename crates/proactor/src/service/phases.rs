@@ -1,8 +1,7 @@
 //! How a service comes to its end, phase by phase.
 
 use std::fmt;
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::lock::lock;
 use super::shared::ServiceShared;
@@ -67,7 +66,8 @@ impl ServiceShared {
 
     /// Waits until everything is closed (`true`), the time is up, or the end is forced.
     fn wait_for_end(&self, time: Duration, unless_forced: bool) -> bool {
-        let deadline = Instant::now().checked_add(time);
+        let port = &self.runtime.port;
+        let deadline = port.now().checked_add(time);
         let mut state = lock(&self.state);
         loop {
             if state.admitted == 0 && state.others == 0 {
@@ -76,15 +76,11 @@ impl ServiceShared {
             if unless_forced && state.forced {
                 return false;
             }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            state = match left {
-                Some(Duration::ZERO) => return false,
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(port.now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            state = self.changed.wait(&self.state, state, left);
         }
     }
 
@@ -92,13 +88,13 @@ impl ServiceShared {
     pub(super) fn wait_for_request(&self) {
         let mut state = lock(&self.state);
         while !state.stop_requested && state.phase == Phase::Running {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(&self.state, state, None);
         }
     }
 
     /// Stops the service, phase by phase.
     pub(super) fn stop(&self, drain: Duration) -> StopReport {
-        let began = Instant::now();
+        let began = self.runtime.port.now();
         let mut report = StopReport::default();
         if lock(&self.state).phase == Phase::Stopped {
             return report;
@@ -145,7 +141,7 @@ impl ServiceShared {
                 "handlers are still in a callback"
             );
         }
-        report.elapsed = began.elapsed();
+        report.elapsed = self.runtime.port.now().saturating_duration_since(began);
         report
     }
 }

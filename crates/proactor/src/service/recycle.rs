@@ -7,9 +7,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::lock::lock;
 use crate::{Operation, SendBuffer};
 
 /// Buffers with more room than this are freed, not kept.
@@ -28,7 +27,7 @@ macro_rules! recycler {
                 .try_with(|local| {
                     let local = &mut *local.borrow_mut();
                     if local.$keep.is_empty() {
-                        let shared = &mut *lock(&SHARED);
+                        let shared = &mut *shared();
                         let from = shared.$keep.len().saturating_sub(KEPT_LOCALLY / 2);
                         local.$keep.extend(shared.$keep.drain(from..));
                     }
@@ -43,7 +42,7 @@ macro_rules! recycler {
             let _ = LOCAL.try_with(|local| {
                 let local = &mut *local.borrow_mut();
                 if local.$keep.len() >= KEPT_LOCALLY {
-                    let shared = &mut *lock(&SHARED);
+                    let shared = &mut *shared();
                     let room = KEPT_SHARED.saturating_sub(shared.$keep.len());
                     let from = local.$keep.len() - room.min(KEPT_LOCALLY / 2);
                     shared.$keep.extend(local.$keep.drain(from..));
@@ -70,6 +69,11 @@ impl Kept {
 }
 
 static SHARED: Mutex<Kept> = Mutex::new(Kept::new());
+
+/// Simulated worlds, of which several may run at once, share it too: none may interrupt its holder.
+fn shared() -> MutexGuard<'static, Kept> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 thread_local! {
     static LOCAL: RefCell<Kept> = const { RefCell::new(Kept::new()) };

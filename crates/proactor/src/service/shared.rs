@@ -1,11 +1,12 @@
 //! What all sessions of a service share: its limits, its list of sessions, its counters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use super::changed::Changed;
 use super::config::{Limits, Timeouts, WaterMarks};
 use super::error::DisconnectReason;
 use super::filter::{Filter, FilterError, FilterFactory, NoFilter};
@@ -56,7 +57,7 @@ pub(super) struct ServiceShared {
     pub(super) handler_time: HandlerTime,
     pub(super) state: Mutex<State>,
     /// Told of every change of the state that somebody may wait for.
-    pub(super) changed: Condvar,
+    pub(super) changed: Changed,
     /// Called after a session's last callback.
     pub(super) end_hook: OnceLock<Box<EndHook>>,
     /// Called when no new connections are wanted any more.
@@ -68,7 +69,8 @@ pub(super) struct State {
     /// Somebody asked for the end, and has not been heard.
     pub(super) stop_requested: bool,
     pub(super) forced: bool,
-    pub(super) sessions: HashMap<SessionId, Session>,
+    /// In the order in which they began: all of them are told things in that order.
+    pub(super) sessions: BTreeMap<SessionId, Session>,
     /// Sessions, and connections that are about to be ones.
     pub(super) admitted: usize,
     pub(super) addresses: HashMap<IpAddr, usize>,
@@ -99,6 +101,7 @@ impl ServiceShared {
         let timeouts = settings.timeouts;
         Arc::new(Self {
             name: settings.name,
+            changed: Changed::new(&runtime.port),
             runtime,
             framing: settings.framing,
             filter: settings.filter,
@@ -115,13 +118,12 @@ impl ServiceShared {
                 phase: Phase::Running,
                 stop_requested: false,
                 forced: false,
-                sessions: HashMap::new(),
+                sessions: BTreeMap::new(),
                 admitted: 0,
                 addresses: HashMap::new(),
                 past: SessionCounters::default(),
                 others: 0,
             }),
-            changed: Condvar::new(),
             end_hook: OnceLock::new(),
             close_hook: OnceLock::new(),
         })

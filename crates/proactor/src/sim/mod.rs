@@ -164,7 +164,7 @@ impl World {
 
     /// Starts a thread of the world.
     pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) {
-        let thread = self.kernel.spawn(name, body);
+        let (_, thread) = self.kernel.spawn(name, body);
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 

@@ -55,13 +55,7 @@ impl SimListener {
         address: SocketAddr,
         backlog: usize,
     ) -> io::Result<Self> {
-        let mut guard = kernel.lock();
-        let address = guard.choose_address(address);
-        if guard.listeners.contains_key(&address) {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        drop(guard);
-        Ok(Self { source: Raw::new(kernel, What::Listener(address, backlog.max(1))) })
+        Ok(Self { source: Raw::listener(kernel, address, backlog)? })
     }
 
     /// The address that it listens at.

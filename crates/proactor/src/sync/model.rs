@@ -39,6 +39,11 @@ shuttle::lazy_static! {
     };
 }
 
+/// Locks, poisoned or not.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// What the model's clock says.
 pub(crate) fn now() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
+use super::waiting::ConditionId;
 use crate::operation::OperationId;
 
 pub(crate) type ThreadId = usize;
@@ -20,6 +21,8 @@ pub(crate) enum Event {
     SlotLost(ThreadId, u64),
     /// A wait is over.
     WaitEnds(ThreadId, u64),
+    /// A wait for a condition has lasted long enough.
+    ConditionTimesOut(ConditionId, ThreadId, u64),
     /// A port's earliest timer is due.
     Timers(PortId),
     /// A stream has bytes, an end or room for receives to look at.

@@ -81,4 +81,6 @@ faults! {
     file_error: 0.05,
     /// In a world that may interrupt calls: another thread runs before the call has returned.
     interrupted_call: 0.3,
+    /// In such a world: another thread runs before a lock of the service layer is taken.
+    preempted: 0.1,
 }

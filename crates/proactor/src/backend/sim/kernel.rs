@@ -3,11 +3,10 @@
 //! Whoever gives the baton up, by waiting, works the events off until one of them says who runs
 //! next. So the world needs no thread of its own, and what happens follows from the seed alone.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::event::{EndpointId, Event, EventQueue, PortId, SourceId, ThreadId};
@@ -17,16 +16,18 @@ use super::port::Port;
 use super::random::Random;
 use super::source::Source;
 use super::stream::Endpoint;
+use super::threads::panic_text;
 use super::trace::Trace;
+use super::waiting::{interrupting_begins, interrupting_ends};
 use crate::operation::Operation;
 use crate::port::Completion;
-
-/// A thread that keeps the baton for so long waits for another one, in real time.
-const BATON_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const MICROSECOND: u64 = 1_000;
 pub(crate) const MILLISECOND: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// A program that still waits after the world has told it so often that nothing comes hangs.
+const MOST_DEAD_ENDS: u32 = 100;
 
 /// What an actor does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(crate) struct Kernel {
     state: Mutex<State>,
     /// The real instant that the virtual time 0 is called.
     pub(crate) epoch: Instant,
-    arrived: Condvar,
+    pub(super) arrived: Condvar,
 }
 
 pub(crate) struct State {
@@ -57,10 +58,10 @@ pub(crate) struct State {
     pub(crate) event_count: u64,
     pub(crate) threads: Vec<Thread>,
     /// Who has the baton.
-    running: Option<ThreadId>,
+    pub(super) running: Option<ThreadId>,
     /// Threads of the program's own that came to a port for the first time.
-    arrivals: Vec<ThreadId>,
-    in_actor: bool,
+    pub(super) arrivals: Vec<ThreadId>,
+    pub(super) in_actor: bool,
     pub(crate) ports: Vec<Port>,
     pub(crate) sources: Vec<Source>,
     pub(crate) endpoints: Vec<Endpoint>,
@@ -68,6 +69,10 @@ pub(crate) struct State {
     pub(crate) datagram_sockets: BTreeMap<SocketAddr, SourceId>,
     pub(crate) next_port_number: u16,
     actors: Vec<Actor>,
+    /// Who waits for each condition.
+    pub(super) conditions: Vec<Vec<ThreadId>>,
+    /// How often there was nothing to come.
+    dead_ends: u32,
     pub(crate) trace: Trace,
     pub(crate) monitor: Monitor,
     /// To be dropped when the lock is free: contexts are the program's, and may do anything.
@@ -90,8 +95,8 @@ pub(crate) enum Garbage {
 }
 
 pub(crate) struct Thread {
-    name: String,
-    wake: Arc<Condvar>,
+    pub(super) name: String,
+    pub(super) wake: Arc<Condvar>,
     pub(crate) is_gone: bool,
     /// Counts its waits: what was meant for an earlier one is ignored.
     pub(crate) generation: u64,
@@ -112,7 +117,7 @@ pub(crate) enum Outcome {
 /// The locked state; what was to be dropped is dropped after the unlock.
 pub(crate) struct Guard<'a> {
     kernel: &'a Kernel,
-    state: Option<MutexGuard<'a, State>>,
+    pub(super) state: Option<MutexGuard<'a, State>>,
 }
 
 impl Deref for Guard<'_> {
@@ -148,20 +153,11 @@ impl Drop for Guard<'_> {
     }
 }
 
-thread_local! {
-    /// The worlds that this thread is part of.
-    static CURRENT: RefCell<Vec<Membership>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Membership {
-    kernel: Weak<Kernel>,
-    thread: ThreadId,
-}
-
-impl Drop for Membership {
+impl Drop for Kernel {
     fn drop(&mut self) {
-        if let Some(kernel) = self.kernel.upgrade() {
-            kernel.leave(self.thread);
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.may_interrupt {
+            interrupting_ends();
         }
     }
 }
@@ -188,6 +184,8 @@ impl Kernel {
                 datagram_sockets: BTreeMap::new(),
                 next_port_number: 40_000,
                 actors: Vec::new(),
+                conditions: Vec::new(),
+                dead_ends: 0,
                 trace: Trace::new(keep_all),
                 monitor: Monitor::default(),
                 garbage: Vec::new(),
@@ -195,6 +193,9 @@ impl Kernel {
             epoch: Instant::now(),
             arrived: Condvar::new(),
         });
+        if may_interrupt {
+            interrupting_begins();
+        }
         let main = kernel.lock().new_thread("main".to_owned());
         kernel.adopt(main);
         kernel
@@ -215,116 +216,8 @@ impl Kernel {
         u64::try_from(since).unwrap_or(u64::MAX)
     }
 
-    /// Makes the calling thread the world's thread `thread`.
-    fn adopt(self: &Arc<Self>, thread: ThreadId) {
-        let membership = Membership { kernel: Arc::downgrade(self), thread };
-        CURRENT.with_borrow_mut(|current| {
-            current.retain(|one| one.kernel.strong_count() > 0);
-            current.push(membership);
-        });
-    }
-
-    /// Which thread of this world the calling one is.
-    pub(crate) fn current(&self) -> Option<ThreadId> {
-        let address = std::ptr::from_ref(self);
-        CURRENT.with_borrow(|current| {
-            let mine = current.iter().find(|one| one.kernel.as_ptr() == address);
-            mine.map(|one| one.thread)
-        })
-    }
-
-    /// Which thread of this world the calling one is; one that is none yet becomes one, and waits
-    /// until it is its turn.
-    pub(crate) fn enter(self: &Arc<Self>) -> ThreadId {
-        if let Some(thread) = self.current() {
-            return thread;
-        }
-        let mut guard = self.lock();
-        let name = format!("thread {}", guard.threads.len());
-        let thread = guard.new_thread(name);
-        guard.arrivals.push(thread);
-        self.arrived.notify_all();
-        drop(guard);
-        self.adopt(thread);
-        self.wait_for_baton(self.lock(), thread);
-        thread
-    }
-
-    /// Waits, in real time, until so many threads of the program's own have come to a port.
-    pub(crate) fn expect_threads(&self, count: usize) {
-        let mut guard = self.lock();
-        while guard.arrivals.len() < count {
-            let state = guard.state.take().expect("the state is locked");
-            let waited = self.arrived.wait_timeout(state, BATON_LIMIT);
-            let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            guard.state = Some(state);
-            assert!(!timeout.timed_out(), "the expected threads did not come to a port");
-        }
-    }
-
-    /// Starts a thread; it runs when it is its turn.
-    pub(crate) fn spawn(
-        self: &Arc<Self>,
-        name: &str,
-        body: impl FnOnce() + Send + 'static,
-    ) -> std::thread::JoinHandle<()> {
-        let mut guard = self.lock();
-        let thread = guard.new_thread(name.to_owned());
-        let at = guard.latency();
-        guard.after(at, Event::Resume(thread));
-        drop(guard);
-        let kernel = Arc::clone(self);
-        std::thread::spawn(move || {
-            kernel.adopt(thread);
-            drop(kernel.wait_for_baton(kernel.lock(), thread));
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-            if let Err(panic) = result {
-                let text = panic_text(&*panic);
-                let mut guard = kernel.lock();
-                let name = guard.threads[thread].name.clone();
-                guard.monitor.violation(format!("{name} panicked: {text}"));
-            }
-            // Here, not when the thread-local goes: until then the thread has the baton.
-            CURRENT.with_borrow_mut(Vec::pop);
-        })
-    }
-
-    fn wait_for_baton<'a>(&'a self, mut guard: Guard<'a>, me: ThreadId) -> Guard<'a> {
-        let wake = Arc::clone(&guard.threads[me].wake);
-        let mut idle_since = (Instant::now(), 0);
-        while guard.running != Some(me) {
-            let state = guard.state.take().expect("the state is locked");
-            let waited = wake.wait_timeout(state, BATON_LIMIT);
-            guard.state = Some(waited.unwrap_or_else(PoisonError::into_inner).0);
-            if guard.event_count != idle_since.1 {
-                idle_since = (Instant::now(), guard.event_count);
-            } else if idle_since.0.elapsed() > BATON_LIMIT && me == 0 {
-                let holder = guard.running.map(|thread| guard.threads[thread].name.clone());
-                panic!("{holder:?} keeps running: it waits for another thread, outside the port");
-            }
-        }
-        guard
-    }
-
-    /// The calling thread, which has the baton, waits until an event says that it runs on.
-    pub(crate) fn switch<'a>(&'a self, mut guard: Guard<'a>, me: ThreadId) -> Guard<'a> {
-        assert_eq!(guard.running, Some(me), "a thread that has the baton gives it up");
-        self.work_off(&mut guard, me);
-        self.wait_for_baton(guard, me)
-    }
-
-    /// A thread ends, or has nothing more to do with this world.
-    fn leave(&self, me: ThreadId) {
-        let mut guard = self.lock();
-        guard.leave_port(me);
-        guard.threads[me].is_gone = true;
-        if guard.running == Some(me) {
-            self.work_off(&mut guard, me);
-        }
-    }
-
     /// Works events off until a thread is to run. Actors run on the calling thread.
-    fn work_off(&self, guard: &mut Guard<'_>, me: ThreadId) {
+    pub(super) fn work_off(&self, guard: &mut Guard<'_>, me: ThreadId) {
         guard.running = None;
         loop {
             for thread in std::mem::take(&mut guard.arrivals) {
@@ -403,52 +296,9 @@ impl Kernel {
             }
         }
     }
-
-    /// In a world that may interrupt calls, perhaps lets another thread run before the call of the
-    /// calling one returns.
-    pub(crate) fn maybe_interrupt<'a>(&'a self, mut guard: Guard<'a>) -> Guard<'a> {
-        if !guard.may_interrupt || guard.in_actor {
-            return guard;
-        }
-        let Some(me) = self.current() else { return guard };
-        let probability = guard.faults.interrupted_call;
-        if guard.running != Some(me) || !guard.strikes(probability) {
-            return guard;
-        }
-        let pause = guard.latency();
-        guard.after(pause, Event::Resume(me));
-        self.switch(guard, me)
-    }
-
-    /// The calling thread sleeps, in virtual time.
-    pub(crate) fn sleep(self: &Arc<Self>, time: u64) {
-        let me = self.enter();
-        let mut guard = self.lock();
-        guard.after(time, Event::Resume(me));
-        drop(self.switch(guard, me));
-    }
-}
-
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 impl State {
-    fn new_thread(&mut self, name: String) -> ThreadId {
-        self.threads.push(Thread {
-            name,
-            wake: Arc::new(Condvar::new()),
-            is_gone: false,
-            generation: 0,
-            port: None,
-            holds_slot: false,
-            room: 0,
-            outcome: None,
-        });
-        self.threads.len() - 1
-    }
-
     pub(crate) fn new_actor(&mut self, body: ActorBody) -> usize {
         self.actors.push(Actor { body: Some(body), is_done: false, turn: 0, due: 0 });
         let index = self.actors.len() - 1;
@@ -506,6 +356,9 @@ impl State {
         match event {
             Event::SlotLost(thread, generation) => self.slot_lost(thread, generation),
             Event::WaitEnds(thread, generation) => self.wait_ends(thread, generation),
+            Event::ConditionTimesOut(condition, thread, generation) => {
+                self.condition_times_out(condition, thread, generation);
+            }
             Event::Timers(port) => self.timers_due(port),
             Event::Receive(source) => self.receive(source),
             Event::Transmit(source) => self.transmit(source),
@@ -527,6 +380,9 @@ impl State {
     /// Every thread waits, and nothing is to come.
     fn nothing_left(&mut self) {
         self.monitor.violation("every thread waits, and nothing can happen any more".to_owned());
+        self.dead_ends += 1;
+        assert!(self.dead_ends < MOST_DEAD_ENDS, "every thread waits for what never comes");
+        self.forget_conditions();
         for port in 0..self.ports.len() {
             self.close_port(port);
         }
@@ -536,10 +392,6 @@ impl State {
                 self.after(0, Event::Resume(thread));
             }
         }
-    }
-
-    pub(crate) fn threads_left(&self) -> usize {
-        self.threads.iter().filter(|thread| !thread.is_gone).count()
     }
 
     /// At the end: what was opened is closed, what was lent is back.

@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `kernel` | the world's state, its loop, and the baton that its threads pass on |
+//! | `kernel` | the world's state and its loop |
+//! | `threads`, `waiting` | its threads, the baton that they pass on, and what they wait for |
 //! | `event` | what is to happen, by virtual time |
 //! | `port` | the queue, waiting threads, the limit, timers |
 //! | `source` | an associated source: start, cancel, close |
@@ -27,7 +28,9 @@ mod port;
 mod random;
 mod source;
 mod stream;
+mod threads;
 mod trace;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -37,6 +40,7 @@ pub(crate) use kernel::{ActorBody, Kernel};
 pub use peer::{Peer, PeerError};
 pub use random::Random;
 pub(crate) use source::{SimulatedSource, What};
+pub(crate) use waiting::lock_in_world;
 
 use super::Backend;
 use crate::port::Config;

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use super::event::{EndpointId, Event, PortId, ThreadId};
 use super::kernel::{Garbage, Kernel, MILLISECOND, Outcome, SECOND, State};
 use super::source::SimulatedSource;
+use super::waiting::Condition;
 use crate::backend::timers::TimerQueue;
-use crate::backend::{Backend, BackendDescription, BackendSource, RawSource};
+use crate::backend::{
+    Backend, BackendDescription, BackendSource, JoinThread, RawSource, ThreadBody, VirtualCondition,
+};
 use crate::buffer::Pool;
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
@@ -304,6 +307,31 @@ impl Backend for SimulatedPort {
     fn now(&self) -> Instant {
         let now = self.kernel.lock().now;
         self.kernel.instant(now)
+    }
+
+    fn random(&self) -> u64 {
+        self.kernel.lock().random.bits()
+    }
+
+    fn spawn(&self, name: String, body: ThreadBody) -> std::io::Result<JoinThread> {
+        Ok(self.kernel.spawn_joinable(&name, body))
+    }
+
+    fn pause(&self, time: Duration) {
+        self.kernel.sleep(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn condition(&self) -> Option<Box<dyn VirtualCondition>> {
+        Some(Box::new(Condition::new(&self.kernel)))
+    }
+
+    fn open_listener(
+        &self,
+        address: &std::net::SocketAddr,
+        backlog: u32,
+    ) -> std::io::Result<RawSource> {
+        let backlog = usize::try_from(backlog).unwrap_or(usize::MAX);
+        SimulatedSource::listener(&self.kernel, *address, backlog).map(RawSource::Simulated)
     }
 
     fn open_stream(&self, peer: &std::net::SocketAddr) -> std::io::Result<RawSource> {

@@ -71,6 +71,21 @@ impl SimulatedSource {
         Ok(Self::new(kernel, What::Stream(endpoint)))
     }
 
+    /// A listener at `address`.
+    pub(crate) fn listener(
+        kernel: &Arc<Kernel>,
+        address: SocketAddr,
+        backlog: usize,
+    ) -> io::Result<Self> {
+        let mut guard = kernel.lock();
+        let address = guard.choose_address(address);
+        if guard.listeners.contains_key(&address) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        drop(guard);
+        Ok(Self::new(kernel, What::Listener(address, backlog.max(1))))
+    }
+
     pub(crate) fn is_of(&self, kernel: &Arc<Kernel>) -> bool {
         Arc::ptr_eq(&self.kernel, kernel)
     }
@@ -295,7 +310,10 @@ impl State {
         }
         match &self.sources[source].role {
             Role::Stream(stream) => {
-                let endpoint = stream.endpoint;
+                let (endpoint, resets) = (stream.endpoint, stream.resets_on_close);
+                if resets && !self.endpoints[endpoint].is_reset {
+                    self.reset(endpoint);
+                }
                 self.close_endpoint(endpoint);
             }
             Role::Listener(_) => self.close_listener(source),
@@ -403,6 +421,13 @@ impl BackendSource for SimSource {
     }
 
     fn set_nodelay(&self, _nodelay: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset_on_close(&self) -> io::Result<()> {
+        if let Some(stream) = self.kernel.lock().stream(self.id) {
+            stream.resets_on_close = true;
+        }
         Ok(())
     }
 

@@ -77,6 +77,7 @@ pub(crate) struct Stream {
     /// Room of receive buffers that were delivered and not given back.
     held_bytes: usize,
     is_paused: bool,
+    pub(crate) resets_on_close: bool,
 }
 
 impl Stream {
@@ -95,6 +96,7 @@ impl Stream {
             transmit_is_due: false,
             held_bytes: 0,
             is_paused: false,
+            resets_on_close: false,
         }
     }
 }

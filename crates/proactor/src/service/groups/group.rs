@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::registry::Registry;
 use super::{Broadcast, JoinError, Member};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::sync::{Arc, Mutex, MutexGuard, Weak, lock};
 
 /// A set of members. It is a handle: clones name the same group.
 ///
@@ -211,7 +211,7 @@ impl<M: Member> Group<M> {
 impl<M: Member> GroupInner<M> {
     /// The program's code under the lock is `Clone` of a member, before anything is changed.
     fn lock(&self) -> MutexGuard<'_, State<M>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn list(&self) -> Arc<[M]> {

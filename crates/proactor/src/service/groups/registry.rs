@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::group::{Group, GroupInner, Membership, Outdated};
 use super::{Broadcast, GroupLimits, JoinError, Member};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
 /// Groups by name: each comes with its first member and goes with its last. It is a handle: clones
 /// name the same groups.
@@ -100,7 +100,7 @@ impl<M: Member> Groups<M> {
 impl<M: Member> Registry<M> {
     /// A member's code runs under the lock only before anything is changed.
     fn lock(&self) -> MutexGuard<'_, State<M>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn add(

@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::sync::{Arc, Mutex, MutexGuard, Weak, lock};
 
 pub use builder::{DEFAULT_JOBS_PER_TURN, DEFAULT_MAXIMUM_JOBS, JobQueueBuilder};
 pub use port::PortScheduler;
@@ -236,7 +236,7 @@ impl<T> WeakJobQueue<T> {
 impl<T> Inner<T> {
     /// No code of the program runs under the lock, so it cannot be left half changed.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn close(&self) {

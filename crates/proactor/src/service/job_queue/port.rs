@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::timer::WeakJobTimer;
 use super::{Alarm, JobTimer, Runnable, Scheduler};
-use crate::sync::{Arc, Mutex, PoisonError, Weak};
+use crate::sync::{Arc, Mutex, Weak, lock};
 use crate::{Completion, CompletionPort, Operation};
 
 /// So many operations are kept to be posted again.
@@ -51,6 +51,7 @@ struct Turn {
 /// The context of a port's timer.
 struct Wake {
     timer: WeakJobTimer,
+    port: Weak<CompletionPort>,
 }
 
 impl PortScheduler {
@@ -77,10 +78,10 @@ impl PortScheduler {
             return true;
         }
         if let Some(wake) = operation.context::<Wake>() {
-            let timer = wake.timer.upgrade();
+            let (timer, port) = (wake.timer.upgrade(), wake.port.upgrade());
             drop(completion.take_operation());
-            if let Some(timer) = timer {
-                timer.advance(Instant::now());
+            if let (Some(timer), Some(port)) = (timer, port) {
+                timer.advance(port.now());
             }
             return true;
         }
@@ -90,7 +91,7 @@ impl PortScheduler {
 
 impl Shared {
     fn take(self: &Arc<Self>) -> Operation {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let spare = lock(&self.spare).pop();
         spare.unwrap_or_else(|| {
             let scheduler = Arc::downgrade(self);
             Operation::with_context(Turn { runnable: None, scheduler })
@@ -98,7 +99,7 @@ impl Shared {
     }
 
     fn keep(&self, operation: Operation) {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = lock(&self.spare);
         if spare.len() < SPARE_OPERATIONS {
             spare.push(operation);
         }
@@ -127,7 +128,10 @@ impl Scheduler for PortScheduler {
 impl Alarm for PortScheduler {
     fn set(&self, timer: &JobTimer, deadline: Instant) {
         let Some(port) = self.shared.port.upgrade() else { return };
-        let operation = Operation::with_context(Wake { timer: timer.downgrade() });
+        let operation = Operation::with_context(Wake {
+            timer: timer.downgrade(),
+            port: self.shared.port.clone(),
+        });
         // It fails where the port is closed. Its queues are then closed too, so nothing waits for
         // the timer.
         if let Err(rejected) = port.start_timer_at(self.shared.key, deadline, operation) {

@@ -7,7 +7,7 @@ use super::timer::WeakJobTimer;
 use super::{Inner, Job, PushError, WeakJobQueue};
 use crate::service::timer_wheel::TimerKey;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, lock};
 
 /// How long a job waits whose queue was full when its time came.
 const RETRY: Duration = Duration::from_millis(10);
@@ -82,11 +82,11 @@ impl Control {
     }
 
     pub(super) fn set_key(&self, key: TimerKey) {
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        *lock(&self.key) = Some(key);
     }
 
     pub(super) fn key(&self) -> Option<TimerKey> {
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.key)
     }
 }
 
@@ -121,11 +121,11 @@ impl<T: Send + 'static> Once<T> {
 impl<T: Send + 'static> Timed for Once<T> {
     fn fire(&self, now: Instant) -> Option<Instant> {
         let queue = self.queue.upgrade()?;
-        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let job = lock(&self.job).take()?;
         match Inner::push(&queue.inner, job) {
             Ok(()) => None,
             Err((PushError::Full { .. }, job)) => {
-                *self.job.lock().unwrap_or_else(PoisonError::into_inner) = job;
+                *lock(&self.job) = job;
                 Some(now + RETRY)
             }
             // The queue was closed: the job goes with it, as those did that it held.
@@ -174,7 +174,7 @@ impl<T: Send + 'static> Periodic<T> {
     /// The latest time that was due, and how many were due before it. Moves on to the next, and
     /// gives it where the clock can name it.
     fn pass(&self, now: Instant) -> (Instant, u64, Option<Instant>) {
-        let mut first = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.due);
         let late = now.saturating_duration_since(*first).as_nanos();
         let passed = u32::try_from(late / self.period.as_nanos()).unwrap_or(u32::MAX);
         let due = *first + self.period * passed;
@@ -214,7 +214,7 @@ impl<T: Send + 'static> Timed for Periodic<T> {
 
 impl<T> PeriodicShared<T> {
     fn run(&self, object: &mut T, due: Instant) {
-        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let job = lock(&self.job).take();
         let Some(mut job) = job.filter(|_| self.control.is_waiting()) else { return };
         // A job that panics is not run again.
         struct EndOnPanic<'a>(&'a Control);
@@ -228,7 +228,7 @@ impl<T> PeriodicShared<T> {
         let guard = EndOnPanic(&self.control);
         job(object, PeriodicTick { due, missed: self.missed.swap(0, Ordering::Relaxed) });
         drop(guard);
-        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        *lock(&self.job) = Some(job);
         self.queued.store(false, Ordering::SeqCst);
     }
 }

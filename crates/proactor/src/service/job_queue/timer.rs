@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::timed::{Control, Once, Periodic, PeriodicTick, Timed, TimedJob};
 use super::{JobQueue, PushError};
 use crate::service::timer_wheel::TimerWheel;
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use crate::sync::{Arc, Mutex, MutexGuard, Weak, lock};
 
 /// How many jobs may wait in a timer, where nothing else is said.
 pub const DEFAULT_MAXIMUM_TIMED_JOBS: usize = 1_000_000;
@@ -276,7 +276,7 @@ impl JobTimer {
 
     /// No code of the program runs under the lock, so it cannot be left half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.state)
     }
 }
 

@@ -8,13 +8,13 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::StartError;
 use super::job_queue::PortScheduler;
 use super::lock::lock;
 use super::timer_wheel::TimerKey;
+use crate::backend::JoinThread;
 use crate::{Builder, Completion, CompletionPort, DequeueError};
 
 pub(super) use registry::{Key, Registry, Source};
@@ -89,9 +89,10 @@ impl RuntimeBuilder {
         let runtime = Runtime::on(Arc::new(port));
         for index in 0..threads {
             let shared = Arc::clone(&runtime.shared);
-            let thread = thread::Builder::new()
-                .name(format!("{}-{index}", self.name))
-                .spawn(move || shared.work())
+            let name = format!("{}-{index}", self.name);
+            let port = &runtime.shared.port;
+            let thread = port
+                .spawn(name, Box::new(move || shared.work()))
                 .map_err(|error| StartError::new("starting a worker thread", error))?;
             lock(&runtime.owner.threads).push(thread);
         }
@@ -121,15 +122,16 @@ impl Runtime {
     /// A runtime on a port of the program's, without threads: the program dequeues, and gives each
     /// packet to [`dispatch`](Self::dispatch). One runtime on a port, at most.
     pub fn on(port: Arc<CompletionPort>) -> Self {
+        let epoch = port.now();
         let shared = Arc::new_cyclic(|me| RuntimeShared {
             me: Weak::clone(me),
             port,
             registry: Registry::new(),
-            timers: Timers::new(),
+            timers: Timers::new(epoch),
             timer_key: OnceLock::new(),
             scheduler: OnceLock::new(),
             closed: AtomicBool::new(false),
-            epoch: Instant::now(),
+            epoch,
         });
         let owner = Owner { shared: Arc::clone(&shared), threads: Mutex::default() };
         Self { shared, owner: Arc::new(owner) }
@@ -154,12 +156,17 @@ impl Runtime {
     /// Job queues do not keep the runtime: they are closed with it.
     pub fn scheduler(&self) -> PortScheduler {
         let shared = &self.shared;
-        let make = || {
-            let key = shared.registry.reserve();
-            shared.registry.set(key, Arc::new(JobSource));
-            PortScheduler::new(&shared.port, key.completion_key())
-        };
-        shared.scheduler.get_or_init(make).clone()
+        if let Some(scheduler) = shared.scheduler.get() {
+            return scheduler.clone();
+        }
+        let key = shared.registry.reserve();
+        shared.registry.set(key, Arc::new(JobSource));
+        let made = PortScheduler::new(&shared.port, key.completion_key());
+        if shared.scheduler.set(made.clone()).is_err() {
+            // Another thread was quicker.
+            shared.registry.release(key);
+        }
+        shared.scheduler.get().cloned().unwrap_or(made)
     }
 
     /// Closes the port and joins the threads. Sessions that are left end at once, each with its
@@ -186,7 +193,7 @@ impl fmt::Debug for Runtime {
 /// Ends the runtime when the last handle goes.
 struct Owner {
     shared: Arc<RuntimeShared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinThread>>,
 }
 
 impl Owner {
@@ -198,7 +205,8 @@ impl Owner {
         let wait = move || shared.wait_for(threads);
         if !self.shared.is_handling() {
             wait();
-        } else if let Err(error) = thread::Builder::new().spawn(wait) {
+        } else if let Err(error) = self.shared.port.spawn("proactor-end".to_owned(), Box::new(wait))
+        {
             tracing::error!(%error, "nobody waits for the worker threads; sessions end untold");
         }
     }
@@ -228,6 +236,11 @@ impl RuntimeShared {
         now.saturating_duration_since(self.epoch).as_millis() as u64 + 1
     }
 
+    /// What the runtime's clock says now.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.milliseconds(self.port.now())
+    }
+
     /// The moment of a reading of the runtime's clock.
     pub(super) fn instant(&self, milliseconds: u64) -> Instant {
         self.epoch + Duration::from_millis(milliseconds.saturating_sub(1))
@@ -246,12 +259,21 @@ impl RuntimeShared {
 
     /// Calls `timed` at `deadline`, once, on a worker.
     pub(super) fn start_timer(&self, deadline: Instant, timed: Weak<dyn Timed>) -> TimerKey {
-        let key = self.timer_key.get_or_init(|| {
-            let key = self.registry.reserve();
-            self.registry.set(key, Arc::new(TimerSource(Weak::clone(&self.me))));
-            key
-        });
-        self.timers.insert(&self.port, key.completion_key(), deadline, timed)
+        self.timers.insert(&self.port, self.timer_key().completion_key(), deadline, timed)
+    }
+
+    fn timer_key(&self) -> Key {
+        if let Some(key) = self.timer_key.get() {
+            return *key;
+        }
+        let key = self.registry.reserve();
+        self.registry.set(key, Arc::new(TimerSource(Weak::clone(&self.me))));
+        let kept = *self.timer_key.get_or_init(|| key);
+        if kept != key {
+            // Another thread was quicker.
+            self.registry.release(key);
+        }
+        kept
     }
 
     /// Takes a timer out before its time. Harmless where it has been due.
@@ -277,9 +299,9 @@ impl RuntimeShared {
     }
 
     /// Waits for the worker threads of a closed port, and ends what is left.
-    fn wait_for(&self, threads: Vec<JoinHandle<()>>) {
-        for thread in threads {
-            if thread.join().is_err() {
+    fn wait_for(&self, threads: Vec<JoinThread>) {
+        for join in threads {
+            if join().is_err() {
                 tracing::error!("a worker thread panicked");
             }
         }
@@ -308,7 +330,7 @@ impl RuntimeShared {
                     if self.closed.load(Ordering::SeqCst) {
                         return;
                     }
-                    thread::park_timeout(REFUSED_PAUSE);
+                    self.port.pause(REFUSED_PAUSE);
                 }
             }
         }

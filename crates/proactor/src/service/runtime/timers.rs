@@ -28,10 +28,8 @@ struct State {
 }
 
 impl Timers {
-    pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::new(State { wheel: TimerWheel::new(Instant::now(), TICK), armed: None }),
-        }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { state: Mutex::new(State { wheel: TimerWheel::new(now, TICK), armed: None }) }
     }
 
     /// Calls `timed` at `deadline`, once.
@@ -56,7 +54,7 @@ impl Timers {
     /// The packet of the port's timer.
     pub(super) fn completed(&self, port: &CompletionPort, mut completion: Completion) {
         let mut due = Vec::new();
-        let now = Instant::now();
+        let now = port.now();
         {
             let mut state = lock(&self.state);
             if completion.operation_id() == state.armed.map(|(id, _)| id) {

@@ -68,9 +68,7 @@ impl Core {
 
 /// Closes a connection so that the peer is told with a reset.
 pub(super) fn close_abruptly(stream: StreamSocket) {
-    if let Ok(options) = stream.options() {
-        // Where it cannot be set the connection is closed all the same.
-        let _ = options.set_linger(Some(std::time::Duration::ZERO));
-    }
+    // Where it cannot be set the connection is closed all the same.
+    let _ = stream.reset_on_close();
     drop(stream);
 }

@@ -7,7 +7,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
 
 use super::super::error::DisconnectReason;
 use super::super::filter::{Filter, FilterError};
@@ -96,7 +95,7 @@ impl SessionShared {
         }
         let leftover = if plain.is_empty() {
             recycle::keep_buffer(plain);
-            let now_ms = self.service.runtime.milliseconds(Instant::now());
+            let now_ms = self.service.runtime.now_ms();
             self.times.note_received(now_ms, core.partial.len(), false);
             None
         } else {

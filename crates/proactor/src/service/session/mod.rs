@@ -25,7 +25,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -319,7 +319,7 @@ impl SessionShared {
         stream: StreamSocket,
         filter: Option<Box<dyn Filter>>,
     ) -> Arc<Self> {
-        let now_ms = service.runtime.milliseconds(Instant::now());
+        let now_ms = service.runtime.now_ms();
         Arc::new(Self {
             id,
             key,
@@ -459,7 +459,8 @@ impl Source for SessionShared {
     }
 }
 
-/// Milliseconds of a time limit, rounded up so that none ends early.
+/// Milliseconds of a time limit, rounded up, and one more because what it counts from was rounded
+/// down: so none ends early.
 fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX / 4)
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000) + 1).unwrap_or(u64::MAX / 4)
 }

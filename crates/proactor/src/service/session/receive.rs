@@ -8,7 +8,6 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::super::error::DisconnectReason;
 use super::super::framing::{Decoded, FrameError, decode_checked};
@@ -113,7 +112,7 @@ impl SessionShared {
         let before = chunk.len();
         let mut frames = 0;
         let outcome = self.hand_over(core, session, chunk, &mut frames);
-        let now_ms = self.service.runtime.milliseconds(Instant::now());
+        let now_ms = self.service.runtime.now_ms();
         // What a pause leaves behind is counted when it is looked at.
         let consumed = before - chunk.len();
         self.received_bytes.fetch_add(consumed as u64, Ordering::Relaxed);

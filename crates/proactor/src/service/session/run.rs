@@ -4,7 +4,6 @@ use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::super::error::DisconnectReason;
 use super::super::filter::FilterError;
@@ -60,7 +59,8 @@ impl SessionShared {
         let _span = tracing::debug_span!("session", id = self.id.0).entered();
         core.runs = core.runs.wrapping_add(1);
         core.looked_for_end = false;
-        let started = (core.runs % TIMED_RUNS == 1).then(Instant::now);
+        let port = &self.service.runtime.port;
+        let started = (core.runs % TIMED_RUNS == 1).then(|| port.now());
         let mut first = first.map(Next::Received);
         let mut steps = 0;
         loop {
@@ -94,7 +94,8 @@ impl SessionShared {
             if steps == 1
                 && let Some(started) = started
             {
-                self.service.handler_time.record(started.elapsed());
+                let time = port.now().saturating_duration_since(started);
+                self.service.handler_time.record(time);
             }
         }
     }

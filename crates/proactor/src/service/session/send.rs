@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -82,7 +81,7 @@ impl SessionShared {
             }
         }
         if before == 0 {
-            let now_ms = self.service.runtime.milliseconds(Instant::now());
+            let now_ms = self.service.runtime.now_ms();
             outgoing.began_ms = now_ms;
             outgoing.progress_ms = now_ms;
             outgoing.moved_bytes = 0;
@@ -151,7 +150,7 @@ impl SessionShared {
             drop(outgoing);
         } else {
             if self.service.times_sends {
-                let now_ms = self.service.runtime.milliseconds(Instant::now());
+                let now_ms = self.service.runtime.now_ms();
                 outgoing.progress_ms = now_ms;
             }
             if outgoing.is_over_mark()

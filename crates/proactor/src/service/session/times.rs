@@ -105,13 +105,13 @@ impl Earliest {
 impl SessionShared {
     /// Sets the timer for the first time.
     pub(super) fn watch_times(self: &Arc<Self>) {
-        self.look_at_times(Instant::now());
+        self.look_at_times(self.service.runtime.port.now());
     }
 
     /// The time for an orderly end begins.
     pub(super) fn watch_end(self: &Arc<Self>) {
-        let now = Instant::now();
         let runtime = &self.service.runtime;
+        let now = runtime.port.now();
         let end_ms = runtime.milliseconds(now) + milliseconds(self.service.timeouts.disconnect);
         self.times.end_ms.store(end_ms, Ordering::Relaxed);
         self.look_at_times(now);
