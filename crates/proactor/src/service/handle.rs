@@ -94,7 +94,7 @@ impl ServiceHandle {
     pub fn snapshot(&self) -> ServiceSnapshot {
         let (sessions, past, phase) = {
             let state = lock(&self.shared.state);
-            let sessions: Vec<Session> = state.sessions.values().cloned().collect();
+            let sessions: Vec<Session> = state.sessions.iter().cloned().collect();
             (sessions, state.past, state.phase)
         };
         let counters = &self.shared.counters;

@@ -1,6 +1,6 @@
 //! What all sessions of a service share: its limits, its list of sessions, its counters.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,7 +70,7 @@ pub(super) struct State {
     pub(super) stop_requested: bool,
     pub(super) forced: bool,
     /// In the order in which they began: all of them are told things in that order.
-    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) sessions: BTreeSet<Session>,
     /// Sessions, and connections that are about to be ones.
     pub(super) admitted: usize,
     pub(super) addresses: HashMap<IpAddr, usize>,
@@ -118,7 +118,7 @@ impl ServiceShared {
                 phase: Phase::Running,
                 stop_requested: false,
                 forced: false,
-                sessions: BTreeMap::new(),
+                sessions: BTreeSet::new(),
                 admitted: 0,
                 addresses: HashMap::new(),
                 past: SessionCounters::default(),
@@ -182,7 +182,7 @@ impl ServiceShared {
         self.runtime.registry.set(key, Arc::clone(&shared) as _);
         let phase = {
             let mut state = lock(&self.state);
-            state.sessions.insert(id, session.clone());
+            state.sessions.insert(session.clone());
             state.phase
         };
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -264,7 +264,7 @@ impl ServiceShared {
             state.past.sent_bytes += counters.sent_bytes;
             state.past.sent_frames += counters.sent_frames;
             Self::leave_locked(&mut state, shared.peer().map(|peer| peer.ip()));
-            state.sessions.remove(&shared.id())
+            state.sessions.take(&shared.id())
         };
         drop(gone);
         self.changed.notify_all();
@@ -290,7 +290,7 @@ impl ServiceShared {
     }
 
     pub(super) fn sessions(&self) -> Vec<Session> {
-        lock(&self.state).sessions.values().cloned().collect()
+        lock(&self.state).sessions.iter().cloned().collect()
     }
 }
 

@@ -25,8 +25,9 @@ pub(super) struct Core {
     pub(super) decoder: Box<dyn Decoder>,
     /// The beginning of a frame whose rest has not come. Empty between frames, without memory.
     pub(super) partial: Vec<u8>,
-    /// It is not worth asking the decoder before there are so many bytes in `partial`.
-    pub(super) needed_bytes: usize,
+    /// It is not worth asking the decoder before there are so many bytes in `partial`. More than
+    /// fit: it is asked too early, and says so again.
+    needed_bytes: u32,
     pub(super) stage: Stage,
     /// `connected` was called.
     pub(super) begun: bool,
@@ -57,6 +58,14 @@ impl Core {
             told_crossings: 0,
             runs: 0,
         }
+    }
+
+    pub(super) fn needed_bytes(&self) -> usize {
+        self.needed_bytes as usize
+    }
+
+    pub(super) fn set_needed_bytes(&mut self, needed_bytes: usize) {
+        self.needed_bytes = u32::try_from(needed_bytes).unwrap_or(u32::MAX);
     }
 
     /// Gives up the beginning of a frame.

@@ -109,10 +109,10 @@ impl SessionShared {
         let mut mailbox = lock(&self.mailbox);
         if ended {
             core.filter_ended = true;
-            mailbox.received.push_front(Received::FilterEnd);
+            mailbox.put_back(Received::FilterEnd);
         }
         if let Some(leftover) = leftover {
-            mailbox.received.push_front(leftover);
+            mailbox.put_back(leftover);
         }
     }
 

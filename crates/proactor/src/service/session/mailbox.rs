@@ -7,8 +7,11 @@
 //! noted to the one who has it, and who looks here once more before putting it back. So there are
 //! never two callbacks at once, and no thread ever waits for another's callback.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use super::super::recycle::{KEPT_LIST_ENTRIES, Shelf};
+use super::Message;
 use super::core::Core;
 use super::receive::Plain;
 use crate::{Error, PoolBuffer};
@@ -69,6 +72,12 @@ impl Signals {
 pub(super) struct Mailbox {
     /// At home unless a thread runs it, or it is over.
     pub(super) core: Option<Box<Core>>,
+    /// What waits for a thread that runs; `None` where nothing does, as in an idle session.
+    backlog: Option<Box<Backlog>>,
+    /// The number of the next packet of the continuous receive.
+    next_sequence: u64,
+    /// Bytes whose `sent` was not called yet.
+    pub(super) sent_bytes: usize,
     /// A packet that makes a worker run the session is on its way.
     pub(super) scheduled: bool,
     /// `disconnected` was called, or is being called.
@@ -77,16 +86,38 @@ pub(super) struct Mailbox {
     pub(super) receiving: bool,
     pub(super) signals: Signals,
     pub(super) ending: Option<Ending>,
-    /// Bytes whose `sent` was not called yet.
-    pub(super) sent_bytes: usize,
-    /// The number of the next packet of the continuous receive.
-    next_sequence: u64,
+}
+
+#[derive(Default)]
+struct Backlog {
     /// Received, in order, not looked at yet.
-    pub(super) received: VecDeque<Received>,
+    received: VecDeque<Received>,
     /// Received before its turn.
     early: Vec<(u64, Received)>,
     /// What `notify` was called with.
-    pub(super) messages: VecDeque<super::Message>,
+    messages: VecDeque<Message>,
+}
+
+thread_local! {
+    // Boxed, because what is kept is what a session points to.
+    #[allow(clippy::vec_box)]
+    static LOCAL_BACKLOGS: RefCell<Vec<Box<Backlog>>> = const { RefCell::new(Vec::new()) };
+}
+
+static BACKLOGS: Shelf<Box<Backlog>> = Shelf::new(&LOCAL_BACKLOGS);
+
+impl Backlog {
+    fn is_empty(&self) -> bool {
+        self.received.is_empty() && self.early.is_empty() && self.messages.is_empty()
+    }
+
+    /// Keeps the box, which is empty, for the next one.
+    fn keep(self: Box<Self>) {
+        let most = self.received.capacity().max(self.messages.capacity());
+        if most.max(self.early.capacity()) <= KEPT_LIST_ENTRIES {
+            BACKLOGS.keep(self);
+        }
+    }
 }
 
 impl Mailbox {
@@ -94,24 +125,92 @@ impl Mailbox {
     /// waits, so that it need not be stored.
     pub(super) fn note_received(&mut self, sequence: u64, received: Received) -> Option<Received> {
         if sequence != self.next_sequence {
-            self.early.push((sequence, received));
+            self.backlog().early.push((sequence, received));
             return None;
         }
         self.note_end(&received);
         self.next_sequence += 1;
-        if self.early.is_empty() && self.received.is_empty() && self.core.is_some() {
+        let nothing_waits = match &self.backlog {
+            None => true,
+            Some(backlog) => backlog.early.is_empty() && backlog.received.is_empty(),
+        };
+        if nothing_waits && self.core.is_some() {
             return Some(received);
         }
-        self.received.push_back(received);
-        while let Some(place) =
-            self.early.iter().position(|(sequence, _)| *sequence == self.next_sequence)
-        {
-            let (_, received) = self.early.swap_remove(place);
+        self.backlog().received.push_back(received);
+        while let Some(received) = self.take_early() {
             self.note_end(&received);
             self.next_sequence += 1;
-            self.received.push_back(received);
+            self.backlog().received.push_back(received);
         }
         None
+    }
+
+    /// The next packet, if it came before its turn.
+    fn take_early(&mut self) -> Option<Received> {
+        let early = &mut self.backlog.as_mut()?.early;
+        let place = early.iter().position(|(sequence, _)| *sequence == self.next_sequence)?;
+        Some(early.swap_remove(place).1)
+    }
+
+    fn backlog(&mut self) -> &mut Backlog {
+        self.backlog.get_or_insert_with(|| BACKLOGS.take().unwrap_or_default())
+    }
+
+    fn close_backlog(&mut self) {
+        if let Some(backlog) = self.backlog.take_if(|backlog| backlog.is_empty()) {
+            backlog.keep();
+        }
+    }
+
+    /// Whether something was received that was not looked at.
+    pub(super) fn has_received(&self) -> bool {
+        self.backlog.as_ref().is_some_and(|backlog| !backlog.received.is_empty())
+    }
+
+    /// The next thing that was received.
+    pub(super) fn take_received(&mut self) -> Option<Received> {
+        let received = self.backlog.as_mut()?.received.pop_front();
+        self.close_backlog();
+        received
+    }
+
+    /// Puts back what is left of the last thing that was received.
+    pub(super) fn put_back(&mut self, received: Received) {
+        self.backlog().received.push_front(received);
+    }
+
+    /// Drops what was received.
+    pub(super) fn drop_received(&mut self) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.received.clear();
+            self.close_backlog();
+        }
+    }
+
+    /// Queues a message of `notify`; gives it back where `most` wait already.
+    pub(super) fn put_message(&mut self, message: Message, most: usize) -> Result<(), Message> {
+        let waiting = self.backlog.as_ref().map_or(0, |backlog| backlog.messages.len());
+        if waiting >= most {
+            return Err(message);
+        }
+        self.backlog().messages.push_back(message);
+        Ok(())
+    }
+
+    /// The next message.
+    pub(super) fn take_message(&mut self) -> Option<Message> {
+        let message = self.backlog.as_mut()?.messages.pop_front();
+        self.close_backlog();
+        message
+    }
+
+    /// Takes all messages.
+    pub(super) fn take_messages(&mut self) -> VecDeque<Message> {
+        match &mut self.backlog {
+            Some(backlog) => std::mem::take(&mut backlog.messages),
+            None => VecDeque::new(),
+        }
     }
 
     fn note_end(&mut self, received: &Received) {

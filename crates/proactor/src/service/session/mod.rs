@@ -21,7 +21,9 @@ mod send;
 mod times;
 
 use std::any::Any;
+use std::borrow::Borrow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -117,6 +119,12 @@ pub(super) struct SessionShared {
     filter: Option<Box<Mutex<Filtered>>>,
     received_bytes: AtomicU64,
     received_frames: AtomicU64,
+    /// What most sessions have only at their end.
+    late: OnceLock<Box<Late>>,
+}
+
+#[derive(Default)]
+struct Late {
     reason: OnceLock<DisconnectReason>,
     user_data: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -232,7 +240,7 @@ impl Session {
 
     /// Why the session ends or has ended.
     pub fn reason(&self) -> Option<DisconnectReason> {
-        self.shared.reason.get().cloned()
+        self.shared.reason().cloned()
     }
 
     /// Whether more bytes wait to be sent than the high water mark, and not fewer than the low one
@@ -260,7 +268,7 @@ impl Session {
     /// The value.
     pub fn set_user_data<T: Any + Send + Sync>(&self, value: T) -> Result<(), T> {
         let mut value = Some(value);
-        self.shared.user_data.get_or_init(|| {
+        self.shared.late().user_data.get_or_init(|| {
             let value = value.take().expect("called once");
             Box::new(value)
         });
@@ -269,7 +277,7 @@ impl Session {
 
     /// The value that was put with the session, if it is of type `T`.
     pub fn user_data<T: Any + Send + Sync>(&self) -> Option<&T> {
-        self.shared.user_data.get()?.downcast_ref()
+        self.shared.late.get()?.user_data.get()?.downcast_ref()
     }
 }
 
@@ -290,6 +298,32 @@ impl PartialEq for Session {
 }
 
 impl Eq for Session {}
+
+/// By its id, so that a set of sessions can be asked for an id.
+impl Hash for Session {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.shared.id.hash(state);
+    }
+}
+
+/// By its id: in the order in which they began.
+impl Ord for Session {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.shared.id.cmp(&other.shared.id)
+    }
+}
+
+impl PartialOrd for Session {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Borrow<SessionId> for Session {
+    fn borrow(&self) -> &SessionId {
+        &self.shared.id
+    }
+}
 
 /// Sessions of one service share the frame that a broadcast makes of its payload.
 impl Member for Session {
@@ -332,8 +366,7 @@ impl SessionShared {
             filter: filter.map(|filter| Box::new(Mutex::new(Filtered::new(filter)))),
             received_bytes: AtomicU64::new(0),
             received_frames: AtomicU64::new(0),
-            reason: OnceLock::new(),
-            user_data: OnceLock::new(),
+            late: OnceLock::new(),
         })
     }
 
@@ -343,6 +376,19 @@ impl SessionShared {
 
     pub(super) fn peer(&self) -> Option<SocketAddr> {
         self.peer
+    }
+
+    fn late(&self) -> &Late {
+        self.late.get_or_init(Box::default)
+    }
+
+    fn reason(&self) -> Option<&DisconnectReason> {
+        self.late.get()?.reason.get()
+    }
+
+    /// Sets why the session ends; only the first reason is kept.
+    fn set_reason(&self, reason: DisconnectReason) {
+        let _ = self.late().reason.set(reason);
     }
 
     fn has(&self, flags: u8) -> bool {
@@ -356,7 +402,7 @@ impl SessionShared {
             received_frames: self.received_frames.load(Ordering::Relaxed),
             sent_bytes: outgoing.sent_bytes,
             sent_frames: outgoing.sent_frames,
-            queued_bytes: outgoing.queued_bytes,
+            queued_bytes: outgoing.queued_bytes(),
         }
     }
 
@@ -382,10 +428,9 @@ impl SessionShared {
             if mailbox.over {
                 return Err(NotifyError::Closed(message));
             }
-            if mailbox.messages.len() >= self.service.limits.notifications {
+            if let Err(message) = mailbox.put_message(message, self.service.limits.notifications) {
                 return Err(NotifyError::Full(message));
             }
-            mailbox.messages.push_back(message);
             mailbox.signal(Signals::LOOK)
         };
         if schedule {
@@ -396,8 +441,7 @@ impl SessionShared {
 
     /// Asks for the end of the session. The first reason stays; a more abrupt end overrides.
     fn request_end(&self, reason: DisconnectReason, ending: Ending) {
-        // Only the first is kept.
-        let _ = self.reason.set(reason);
+        self.set_reason(reason);
         self.flags.fetch_or(ENDING, Ordering::SeqCst);
         lock(&self.outgoing).refusing = true;
         let schedule = {

@@ -3,12 +3,16 @@
 //! At most one send is in flight. What is sent meanwhile is collected, and goes out gathered when
 //! it has completed. Small payloads are copied together into one buffer; large and shared ones are
 //! queued by reference.
+//!
+//! What only a queue with something in it needs lies in a box of its own, a [`Queue`], which comes
+//! from those that are kept for it and goes back there: an idle session has none.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::super::recycle;
+use super::super::recycle::{self, KEPT_LIST_ENTRIES, Shelf};
 use crate::{Completion, SendBuffer, StreamSocket};
 
 /// The buffer that payloads are copied together in is closed when it holds this much.
@@ -21,109 +25,86 @@ const BATCH_BUFFERS: usize = 64;
 pub(super) struct Outgoing {
     /// `None` once the connection is closed here.
     pub(super) stream: Option<StreamSocket>,
-    /// Behind `closed`: payloads that were copied together.
-    open: Vec<u8>,
-    closed: VecDeque<SendBuffer>,
-    /// Bytes that wait or are in flight.
-    pub(super) queued_bytes: usize,
-    /// Bytes of the send in flight.
-    flight_bytes: usize,
+    /// `None` where nothing waits and nothing of the queue is in flight.
+    queue: Option<Box<Queue>>,
     pub(super) in_flight: bool,
     /// No further send is taken.
     pub(super) refusing: bool,
     /// How often the queue has risen over the high mark and fallen to the low one: an odd number
     /// while it is over the mark.
     pub(super) crossings: u32,
-    /// When a queue that was empty began to fill (the runtime's clock).
-    pub(super) began_ms: u64,
-    /// When bytes were last taken by the system.
+    /// When bytes were last taken by the system, or began to wait for it (the runtime's clock).
     pub(super) progress_ms: u64,
-    /// Bytes that the system has taken since the queue was last empty.
-    pub(super) moved_bytes: u64,
     pub(super) sent_bytes: u64,
     pub(super) sent_frames: u64,
 }
 
-/// What one send takes.
-pub(super) enum Batch {
-    One(SendBuffer),
-    Many(Vec<SendBuffer>),
+/// Bytes on their way out, and since when.
+#[derive(Default)]
+struct Queue {
+    /// Behind `closed`: payloads that were copied together.
+    open: Vec<u8>,
+    closed: VecDeque<SendBuffer>,
+    /// Bytes that wait or are in flight.
+    queued_bytes: usize,
+    /// Bytes of the send in flight.
+    flight_bytes: usize,
+    /// When it began to fill (the runtime's clock).
+    began_ms: u64,
+    /// Bytes that the system has taken since.
+    moved_bytes: u64,
 }
 
-impl Outgoing {
-    pub(super) fn new(stream: StreamSocket) -> Self {
-        Self {
-            stream: Some(stream),
-            open: Vec::new(),
-            closed: VecDeque::new(),
-            queued_bytes: 0,
-            flight_bytes: 0,
-            in_flight: false,
-            refusing: false,
-            crossings: 0,
-            began_ms: 0,
-            progress_ms: 0,
-            moved_bytes: 0,
-            sent_bytes: 0,
-            sent_frames: 0,
+thread_local! {
+    // Boxed, because what is kept is what a session points to.
+    #[allow(clippy::vec_box)]
+    static LOCAL_QUEUES: RefCell<Vec<Box<Queue>>> = const { RefCell::new(Vec::new()) };
+}
+
+static QUEUES: Shelf<Box<Queue>> = Shelf::new(&LOCAL_QUEUES);
+
+impl Queue {
+    /// Keeps the box, in which nothing waits any more, for the next one.
+    fn keep(mut self: Box<Self>) {
+        debug_assert!(self.closed.is_empty() && self.open.is_empty());
+        let closed = std::mem::take(&mut self.closed);
+        if closed.capacity() <= KEPT_LIST_ENTRIES {
+            *self = Self { closed, ..Self::default() };
+            QUEUES.keep(self);
         }
     }
 
-    /// Whether the queue was over the high mark, and not at the low one since.
-    pub(super) fn is_over_mark(&self) -> bool {
-        self.crossings % 2 == 1
-    }
-
-    /// Queues bytes by copying them.
-    pub(super) fn copy(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
+    /// Appends bytes by copying them.
+    fn copy(&mut self, mut bytes: &[u8]) {
+        self.queued_bytes += bytes.len();
+        while !bytes.is_empty() {
             if self.open.len() >= OPEN_BUFFER_BYTES {
                 self.close_open();
             }
             if self.open.capacity() == 0 {
                 self.open = recycle::buffer();
             }
-            let count = rest.len().min(OPEN_BUFFER_BYTES - self.open.len());
-            self.open.extend_from_slice(&rest[..count]);
-            rest = &rest[count..];
+            let count = bytes.len().min(OPEN_BUFFER_BYTES - self.open.len());
+            self.open.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
         }
-        self.queued_bytes += bytes.len();
     }
 
-    /// Queues bytes by reference.
-    pub(super) fn share(&mut self, bytes: Bytes) {
-        if bytes.is_empty() {
-            return;
-        }
+    /// Appends bytes by reference.
+    fn share(&mut self, bytes: Bytes) {
         self.close_open();
         self.queued_bytes += bytes.len();
-        self.push(SendBuffer::Shared(bytes));
+        self.closed.push_back(SendBuffer::Shared(bytes));
     }
 
     fn close_open(&mut self) {
         if !self.open.is_empty() {
-            let buffer = std::mem::take(&mut self.open);
-            self.push(SendBuffer::Owned(buffer));
+            self.closed.push_back(SendBuffer::Owned(std::mem::take(&mut self.open)));
         }
     }
 
-    fn push(&mut self, buffer: SendBuffer) {
-        if self.closed.capacity() == 0 {
-            self.closed = recycle::queue();
-        }
-        self.closed.push_back(buffer);
-    }
-
-    /// Whether something waits that is not in flight.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.queued_bytes > self.flight_bytes
-    }
-
-    /// Takes what goes out next, at least one byte. It is in flight from now on.
-    pub(super) fn take_batch(&mut self) -> Batch {
-        debug_assert!(!self.in_flight && self.is_waiting());
-        self.in_flight = true;
+    /// Takes what goes out next.
+    fn take_batch(&mut self) -> Batch {
         if self.closed.is_empty() {
             let buffer = std::mem::take(&mut self.open);
             self.flight_bytes = buffer.len();
@@ -133,7 +114,6 @@ impl Outgoing {
         let first = self.take_up_to(BATCH_BYTES);
         self.flight_bytes = first.len();
         if self.closed.is_empty() || self.flight_bytes >= BATCH_BYTES {
-            self.give_memory_back();
             return Batch::One(first);
         }
         let mut list = recycle::list();
@@ -146,18 +126,10 @@ impl Outgoing {
             self.flight_bytes += buffer.len();
             list.push(buffer);
         }
-        self.give_memory_back();
         Batch::Many(list)
     }
 
-    /// Something is in flight from now on that is none of the queue.
-    pub(super) fn begin_flight(&mut self) {
-        debug_assert!(!self.in_flight);
-        self.in_flight = true;
-        self.flight_bytes = 0;
-    }
-
-    /// The first queued buffer, or its first `most_bytes` where it can be divided.
+    /// The first buffer, or its first `most_bytes` where it can be divided.
     fn take_up_to(&mut self, most_bytes: usize) -> SendBuffer {
         match self.closed.front_mut() {
             Some(SendBuffer::Shared(bytes)) if bytes.len() > most_bytes => {
@@ -166,26 +138,113 @@ impl Outgoing {
             _ => self.closed.pop_front().expect("the caller looked"),
         }
     }
+}
 
-    fn give_memory_back(&mut self) {
-        if self.closed.is_empty() {
-            recycle::keep_queue(std::mem::take(&mut self.closed));
+/// What one send takes.
+pub(super) enum Batch {
+    One(SendBuffer),
+    Many(Vec<SendBuffer>),
+}
+
+impl Outgoing {
+    pub(super) fn new(stream: StreamSocket) -> Self {
+        Self {
+            stream: Some(stream),
+            queue: None,
+            in_flight: false,
+            refusing: false,
+            crossings: 0,
+            progress_ms: 0,
+            sent_bytes: 0,
+            sent_frames: 0,
         }
     }
 
-    /// The send in flight has ended, well or not.
-    pub(super) fn flight_ended(&mut self) {
+    /// Whether the queue was over the high mark, and not at the low one since.
+    pub(super) fn is_over_mark(&self) -> bool {
+        self.crossings % 2 == 1
+    }
+
+    /// Bytes that wait or are in flight.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.queued_bytes)
+    }
+
+    /// Since when there is a queue, and how many bytes of it the system has taken since; `None`
+    /// where there is none.
+    pub(super) fn moved(&self) -> Option<(u64, u64)> {
+        self.queue.as_ref().map(|queue| (queue.began_ms, queue.moved_bytes))
+    }
+
+    /// A queue begins that was empty.
+    pub(super) fn begin_queue(&mut self, now_ms: u64) {
+        self.progress_ms = now_ms;
+        self.open_queue().began_ms = now_ms;
+    }
+
+    fn open_queue(&mut self) -> &mut Queue {
+        self.queue.get_or_insert_with(|| QUEUES.take().unwrap_or_default())
+    }
+
+    /// Queues bytes by copying them.
+    pub(super) fn copy(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.open_queue().copy(bytes);
+        }
+    }
+
+    /// Queues bytes by reference.
+    pub(super) fn share(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.open_queue().share(bytes);
+        }
+    }
+
+    /// Whether something waits that is not in flight.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.queued_bytes > queue.flight_bytes)
+    }
+
+    /// Takes what goes out next, at least one byte. It is in flight from now on.
+    pub(super) fn take_batch(&mut self) -> Batch {
+        debug_assert!(!self.in_flight && self.is_waiting());
+        self.in_flight = true;
+        self.open_queue().take_batch()
+    }
+
+    /// Something is in flight from now on that is none of the queue.
+    pub(super) fn begin_flight(&mut self) {
+        debug_assert!(!self.in_flight);
+        self.in_flight = true;
+    }
+
+    /// The send in flight has ended, well or not; `moved_bytes` of it went out.
+    pub(super) fn flight_ended(&mut self, moved_bytes: usize) {
         debug_assert!(self.in_flight);
         self.in_flight = false;
-        self.queued_bytes -= self.flight_bytes;
-        self.flight_bytes = 0;
+        self.sent_bytes += moved_bytes as u64;
+        if let Some(queue) = &mut self.queue {
+            queue.moved_bytes += moved_bytes as u64;
+            queue.queued_bytes -= std::mem::take(&mut queue.flight_bytes);
+        }
+        self.close_queue();
     }
 
     /// Drops what waits. What is in flight stays.
     pub(super) fn discard(&mut self) {
-        recycle::keep_buffer(std::mem::take(&mut self.open));
-        self.closed = VecDeque::new();
-        self.queued_bytes = self.flight_bytes;
+        if let Some(queue) = &mut self.queue {
+            recycle::keep_buffer(std::mem::take(&mut queue.open));
+            queue.closed.clear();
+            queue.queued_bytes = queue.flight_bytes;
+        }
+        self.close_queue();
+    }
+
+    /// Gives up an empty queue.
+    fn close_queue(&mut self) {
+        if let Some(queue) = self.queue.take_if(|queue| queue.queued_bytes == 0) {
+            queue.keep();
+        }
     }
 }
 

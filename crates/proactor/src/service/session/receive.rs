@@ -158,7 +158,7 @@ impl SessionShared {
                 Decoded::Incomplete { needed_bytes } => {
                     core.partial = recycle::buffer();
                     core.partial.extend_from_slice(chunk);
-                    core.needed_bytes = needed_bytes;
+                    core.set_needed_bytes(needed_bytes);
                     chunk.advance(chunk.len());
                 }
             }
@@ -176,16 +176,16 @@ impl SessionShared {
         frames: &mut u64,
     ) -> Result<(), Stop> {
         let held = core.partial.len();
-        let missing = core.needed_bytes.saturating_sub(held).max(STEP_BYTES);
+        let missing = core.needed_bytes().saturating_sub(held).max(STEP_BYTES);
         let step = missing.min(chunk.len());
         core.partial.extend_from_slice(&chunk[..step]);
-        if core.partial.len() < core.needed_bytes {
+        if core.partial.len() < core.needed_bytes() {
             chunk.advance(step);
             return Ok(());
         }
         match decode_checked(&mut *core.decoder, &core.partial, maximum).map_err(Stop::Frame)? {
             Decoded::Incomplete { needed_bytes } => {
-                core.needed_bytes = needed_bytes;
+                core.set_needed_bytes(needed_bytes);
                 chunk.advance(step);
             }
             Decoded::Frame { payload, consumed_bytes } => {
@@ -196,7 +196,7 @@ impl SessionShared {
                 let rest = partial.get(consumed_bytes..held).unwrap_or_default().to_vec();
                 let result = call_received(core, session, &partial[payload]);
                 recycle::keep_buffer(partial);
-                core.needed_bytes = 0;
+                core.set_needed_bytes(0);
                 core.partial = rest;
                 result.map_err(Stop::Handler)?;
             }
@@ -216,7 +216,7 @@ impl SessionShared {
 /// Whether there is something to ask the decoder about.
 pub(super) fn has_input(core: &Core, chunk: &[u8]) -> bool {
     // A decoder that looks ahead may have found a frame that ends before what was kept of it.
-    !chunk.is_empty() || (!core.partial.is_empty() && core.needed_bytes == 0)
+    !chunk.is_empty() || (!core.partial.is_empty() && core.needed_bytes() == 0)
 }
 
 fn call_received(core: &mut Core, session: &Session, frame: &[u8]) -> HandlerResult {

@@ -124,12 +124,12 @@ impl SessionShared {
             return Some(Next::Signals(mailbox.signals.take(), sent_bytes));
         }
         if core.begun
-            && let Some(message) = mailbox.messages.pop_front()
+            && let Some(message) = mailbox.take_message()
         {
             return Some(Next::Message(message));
         }
         if !self.is_paused()
-            && let Some(received) = mailbox.received.pop_front()
+            && let Some(received) = mailbox.take_received()
         {
             return Some(Next::Received(received));
         }
@@ -286,7 +286,7 @@ impl SessionShared {
             }
         };
         if let Some(leftover) = leftover {
-            lock(&self.mailbox).received.push_front(leftover);
+            lock(&self.mailbox).put_back(leftover);
         }
     }
 
@@ -346,7 +346,7 @@ impl SessionShared {
         let receiving = {
             let mut mailbox = lock(&self.mailbox);
             // What still comes is not handed over, and its buffers are wanted elsewhere.
-            mailbox.received.clear();
+            mailbox.drop_received();
             mailbox.receiving
         };
         let mut outgoing = lock(&self.outgoing);
@@ -402,7 +402,7 @@ impl SessionShared {
     /// The last callback. Nothing is in flight, and nobody else has the core.
     fn finish(&self, mut core: Box<Core>, session: &Session) {
         self.unwatch_times();
-        let reason = self.reason.get().cloned().unwrap_or(DisconnectReason::Local);
+        let reason = self.reason().cloned().unwrap_or(DisconnectReason::Local);
         tracing::debug!(session = self.id.0, peer = ?self.peer, %reason, "disconnected");
         let last = reason.clone();
         if core.begun {
@@ -415,7 +415,7 @@ impl SessionShared {
         if catch_unwind(AssertUnwindSafe(|| drop(core))).is_err() {
             self.panicked();
         }
-        let messages = std::mem::take(&mut lock(&self.mailbox).messages);
+        let messages = lock(&self.mailbox).take_messages();
         if catch_unwind(AssertUnwindSafe(|| drop(messages))).is_err() {
             self.panicked();
         }
@@ -425,7 +425,7 @@ impl SessionShared {
 
     /// The port is closed and no packet comes any more: the session ends without.
     pub(super) fn finish_without_port(self: &Arc<Self>) {
-        let _ = self.reason.set(DisconnectReason::ServiceStopped);
+        self.set_reason(DisconnectReason::ServiceStopped);
         self.flags.fetch_or(super::ENDING, Ordering::SeqCst);
         let stream = {
             let mut outgoing = lock(&self.outgoing);
@@ -438,7 +438,7 @@ impl SessionShared {
         let core = {
             let mut mailbox = lock(&self.mailbox);
             mailbox.over = true;
-            mailbox.received.clear();
+            mailbox.drop_received();
             mailbox.core.take()
         };
         if let Some(core) = core {

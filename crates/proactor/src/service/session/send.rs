@@ -50,7 +50,7 @@ impl SessionShared {
         if outgoing.refusing {
             return Err(SendError::Closed);
         }
-        let before = outgoing.queued_bytes;
+        let before = outgoing.queued_bytes();
         let limits = &self.service.limits;
         let full = if before.saturating_add(bytes) > limits.session_queued_bytes {
             Some(SendError::SessionFull)
@@ -71,20 +71,17 @@ impl SessionShared {
         if bytes == 0 {
             return Ok(());
         }
+        if before == 0 {
+            outgoing.begin_queue(self.service.runtime.now_ms());
+        }
         put(&mut outgoing);
         let marks = &self.service.water_marks;
-        let crossed = !outgoing.is_over_mark() && outgoing.queued_bytes > marks.high_bytes;
+        let crossed = !outgoing.is_over_mark() && outgoing.queued_bytes() > marks.high_bytes;
         if crossed {
             outgoing.crossings = outgoing.crossings.wrapping_add(1);
             if marks.pause_receiving {
                 self.flags.fetch_or(OVER_MARK, Ordering::SeqCst);
             }
-        }
-        if before == 0 {
-            let now_ms = self.service.runtime.now_ms();
-            outgoing.began_ms = now_ms;
-            outgoing.progress_ms = now_ms;
-            outgoing.moved_bytes = 0;
         }
         if outgoing.in_flight {
             drop(outgoing);
@@ -130,11 +127,9 @@ impl SessionShared {
 
     /// Accounts for the end of the send in flight, of which `moved_bytes` went out.
     pub(super) fn send_ended(&self, outgoing: &mut Outgoing, moved_bytes: usize) {
-        let before = outgoing.queued_bytes;
-        outgoing.flight_ended();
-        outgoing.sent_bytes += moved_bytes as u64;
-        outgoing.moved_bytes += moved_bytes as u64;
-        self.service.discharge(before, outgoing.queued_bytes);
+        let before = outgoing.queued_bytes();
+        outgoing.flight_ended(moved_bytes);
+        self.service.discharge(before, outgoing.queued_bytes());
     }
 
     /// The packet of a send.
@@ -154,7 +149,7 @@ impl SessionShared {
                 outgoing.progress_ms = now_ms;
             }
             if outgoing.is_over_mark()
-                && outgoing.queued_bytes <= self.service.water_marks.low_bytes
+                && outgoing.queued_bytes() <= self.service.water_marks.low_bytes
             {
                 outgoing.crossings = outgoing.crossings.wrapping_add(1);
                 self.flags.fetch_and(!OVER_MARK, Ordering::SeqCst);
@@ -180,8 +175,8 @@ impl SessionShared {
 
     /// Drops what waits to be sent.
     pub(super) fn discard(&self, outgoing: &mut Outgoing) {
-        let before = outgoing.queued_bytes;
+        let before = outgoing.queued_bytes();
         outgoing.discard();
-        self.service.discharge(before, outgoing.queued_bytes);
+        self.service.discharge(before, outgoing.queued_bytes());
     }
 }

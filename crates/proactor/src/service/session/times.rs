@@ -5,7 +5,7 @@
 //! it is due, the limits are looked at again, and it is set anew.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::super::config::TransferRate;
@@ -18,6 +18,8 @@ use super::{SHAKEN, SessionShared, milliseconds};
 
 /// A time limit that is over later than this is none: about three years.
 const FAR_MS: u64 = 100_000_000_000;
+/// No key of a timer has these bits.
+const NO_TIMER: u64 = u64::MAX;
 
 /// Readings of the runtime's clock, in milliseconds.
 pub(super) struct Times {
@@ -32,7 +34,8 @@ pub(super) struct Times {
     heartbeat_ms: AtomicU64,
     /// When the session has to be over; 0: no end was asked for.
     end_ms: AtomicU64,
-    timer: Mutex<Option<TimerKey>>,
+    /// The session's timer, as [`TimerKey::to_bits`]; `NO_TIMER`: it has none.
+    timer: AtomicU64,
 }
 
 impl Times {
@@ -44,7 +47,7 @@ impl Times {
             frame_bytes: AtomicU64::new(0),
             heartbeat_ms: AtomicU64::new(now_ms),
             end_ms: AtomicU64::new(0),
-            timer: Mutex::new(None),
+            timer: AtomicU64::new(NO_TIMER),
         }
     }
 
@@ -57,6 +60,12 @@ impl Times {
         } else if begun_now {
             self.frame_began_ms.store(now_ms, Ordering::Relaxed);
         }
+    }
+
+    fn replace_timer(&self, timer: Option<TimerKey>) -> Option<TimerKey> {
+        let bits = timer.map_or(NO_TIMER, TimerKey::to_bits);
+        let before = self.timer.swap(bits, Ordering::SeqCst);
+        (before != NO_TIMER).then(|| TimerKey::from_bits(before))
     }
 
     /// Receiving stands still on our side: the peer is not to blame for the time.
@@ -118,7 +127,7 @@ impl SessionShared {
     }
 
     pub(super) fn unwatch_times(&self) {
-        if let Some(timer) = lock(&self.times.timer).take() {
+        if let Some(timer) = self.times.replace_timer(None) {
             self.service.runtime.cancel_timer(timer);
         }
     }
@@ -140,7 +149,7 @@ impl SessionShared {
         let timer = runtime.start_timer(runtime.instant(next_ms), me);
         let before = {
             let mailbox = lock(&self.mailbox);
-            if mailbox.over { Some(timer) } else { lock(&self.times.timer).replace(timer) }
+            if mailbox.over { Some(timer) } else { self.times.replace_timer(Some(timer)) }
         };
         if let Some(before) = before {
             runtime.cancel_timer(before);
@@ -179,7 +188,7 @@ impl SessionShared {
         let times = &self.times;
         let held_up = {
             let mailbox = lock(&self.mailbox);
-            mailbox.core.is_none() || !mailbox.received.is_empty()
+            mailbox.core.is_none() || mailbox.has_received()
         };
         if held_up || self.is_paused() {
             times.forgive(earliest.now_ms);
@@ -207,11 +216,8 @@ impl SessionShared {
         let timeouts = &self.service.timeouts;
         let (progress, moved) = {
             let outgoing = lock(&self.outgoing);
-            let queued = outgoing.queued_bytes > 0;
-            (
-                queued.then_some(outgoing.progress_ms),
-                queued.then_some((outgoing.began_ms, outgoing.moved_bytes)),
-            )
+            let moved = outgoing.moved();
+            (moved.map(|_| outgoing.progress_ms), moved)
         };
         if earliest.is_over(progress, timeouts.write) {
             return Err(DisconnectReason::TimedOut(Timeout::Write));
@@ -225,7 +231,7 @@ impl SessionShared {
 
 impl Timed for SessionShared {
     fn due(self: Arc<Self>, now: Instant) {
-        lock(&self.times.timer).take();
+        self.times.replace_timer(None);
         if !lock(&self.mailbox).over {
             self.look_at_times(now);
         }

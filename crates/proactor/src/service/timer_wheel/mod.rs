@@ -81,6 +81,18 @@ pub struct TimerKey {
     generation: u32,
 }
 
+impl TimerKey {
+    /// The key as one number, never `u64::MAX`: no timer has the last index.
+    pub(in crate::service) fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// The key of which `bits` is the number.
+    pub(in crate::service) fn from_bits(bits: u64) -> Self {
+        Self { index: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
 /// In which list a timer stands. It follows from the present tick and the timer's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
