@@ -50,6 +50,9 @@ impl SessionShared {
         if let Some(core) = mailbox.core.take() {
             drop(mailbox);
             self.run(core, None);
+        } else {
+            // Who has it may have looked already, and wait for this packet with the end.
+            mailbox.signals.add(Signals::LOOK);
         }
     }
 
