@@ -1,5 +1,6 @@
 //! Sending on a stream: operations go out in order, gathered, and each completes once and whole.
 
+use std::cell::Cell;
 use std::net::Shutdown;
 use std::sync::Arc;
 
@@ -11,6 +12,11 @@ use super::stream::{Connection, End, Stream};
 use super::syscall::{self, GATHER_LIMIT, IoSlice};
 use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationKind, Payload};
+
+thread_local! {
+    /// A list for gathered sends, empty between them: so that one allocates nothing.
+    static SLICES: Cell<Vec<IoSlice>> = const { Cell::new(Vec::new()) };
+}
 
 fn length(operation: &Operation) -> usize {
     match &operation.inner.payload {
@@ -170,7 +176,6 @@ impl<D: Driver> Socket<D> {
     /// Sends by system calls until the queue is empty or the socket takes no more.
     pub(crate) fn send_now(&self, state: &mut State<D>, sink: &mut Sink<'_>) {
         let Role::Stream(stream) = &mut state.role else { return };
-        let mut slices = Vec::new();
         loop {
             stream.pass_empty(self, sink);
             if stream.sends.is_empty() {
@@ -187,9 +192,9 @@ impl<D: Driver> Socket<D> {
                             syscall::send_gather(self.raw_fd(), &[syscall::io_slice(rest)], None)
                         }
                     }
-                    _ => self.send_gathered(stream, &mut slices),
+                    _ => self.send_gathered(stream),
                 },
-                _ => self.send_gathered(stream, &mut slices),
+                _ => self.send_gathered(stream),
             };
             match outcome {
                 Ok(count) => stream.sent(self, count, sink),
@@ -206,10 +211,15 @@ impl<D: Driver> Socket<D> {
         }
     }
 
-    fn send_gathered(&self, stream: &Stream, slices: &mut Vec<IoSlice>) -> Result<usize, i32> {
-        stream.gather_sends(slices);
+    fn send_gathered(&self, stream: &Stream) -> Result<usize, i32> {
+        // A thread that is ending has no list of its own any more.
+        let mut slices = SLICES.try_with(Cell::take).unwrap_or_default();
+        stream.gather_sends(&mut slices);
         // SAFETY: the operations stay in the queue, which is borrowed, for the call.
-        unsafe { syscall::send_gather(self.raw_fd(), slices, None) }
+        let outcome = unsafe { syscall::send_gather(self.raw_fd(), &slices, None) };
+        slices.clear();
+        let _ = SLICES.try_with(|kept| kept.set(slices));
+        outcome
     }
 
     /// The socket takes no more: its home's epoll set tells when it does again.
