@@ -1,7 +1,7 @@
 //! The same echo server on the server layer.
 
 use proactor::service::{HandlerResult, Runtime, ServerService, Session, SessionHandler};
-use proactor::{BackendChoice, CompletionPort};
+use proactor::{BackendChoice, CompletionPort, PoolBuffer};
 
 use crate::{Outcome, Serving};
 
@@ -10,6 +10,11 @@ struct Echo;
 impl SessionHandler for Echo {
     fn received(&mut self, session: &Session, bytes: &[u8]) -> HandlerResult {
         session.send(bytes)?;
+        Ok(())
+    }
+
+    fn received_buffer(&mut self, session: &Session, buffer: PoolBuffer) -> HandlerResult {
+        session.send_buffer(buffer)?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use proactor::service::framing::{LengthPrefixed, RawBytes};
 use proactor::service::{HandlerResult, Runtime, ServerService, Session, SessionHandler};
-use proactor::{BackendChoice, Builder, CompletionPort, Operation, StreamSocket};
+use proactor::{BackendChoice, Builder, CompletionPort, Operation, PoolBuffer, StreamSocket};
 
 struct Counting;
 
@@ -49,11 +49,21 @@ const IDLE_SESSIONS: usize = 400;
 /// Less than the limit of a session's queue.
 const BROADCAST_BYTES: usize = 900_000;
 
-struct Echo;
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Echo {
+    Copies,
+    SendsOn,
+}
 
 impl SessionHandler for Echo {
     fn received(&mut self, session: &Session, frame: &[u8]) -> HandlerResult {
         Ok(session.send(frame)?)
+    }
+    fn received_buffer(&mut self, session: &Session, frame: PoolBuffer) -> HandlerResult {
+        match self {
+            Self::Copies => self.received(session, &frame),
+            Self::SendsOn => Ok(session.send_buffer(frame)?),
+        }
     }
 }
 
@@ -88,8 +98,8 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Allocations of `ROUNDS` round trips of `length` bytes, after as many to get into a steady state.
-fn allocations_of_echo(runtime: &Runtime, length: usize) -> u64 {
-    let server = ServerService::builder(|_| Echo)
+fn allocations_of_echo(runtime: &Runtime, length: usize, echo: Echo) -> u64 {
+    let server = ServerService::builder(move |_| echo)
         .listen("127.0.0.1:0")
         .framing(LengthPrefixed::u32())
         .start_on(runtime)
@@ -135,7 +145,7 @@ fn bytes_at_port(builder: &Builder) -> i64 {
 
 /// Bytes of memory for each idle session that has said something.
 fn bytes_at_service(runtime: &Runtime) -> i64 {
-    let server = ServerService::builder(|_| Echo)
+    let server = ServerService::builder(|_| Echo::Copies)
         .listen("127.0.0.1:0")
         .framing(RawBytes::new())
         .start_on(runtime)
@@ -160,7 +170,7 @@ fn bytes_at_service(runtime: &Runtime) -> i64 {
 
 /// Bytes of memory that a broadcast takes while it waits for readers that do not read.
 fn bytes_of_broadcast(runtime: &Runtime, payload: &[u8], sessions: usize) -> i64 {
-    let server = ServerService::builder(|_| Echo)
+    let server = ServerService::builder(|_| Echo::Copies)
         .listen("127.0.0.1:0")
         .framing(LengthPrefixed::u32().with_maximum_frame_bytes(payload.len() + 4))
         .start_on(runtime)
@@ -181,8 +191,10 @@ fn a_steady_state_allocates_nothing_and_an_idle_session_is_small() {
         let runtime =
             Runtime::builder().port(builder.clone()).concurrency(1).threads(1).build().unwrap();
         for length in [0, 64, 4096, 60_000] {
-            let allocations = allocations_of_echo(&runtime, length);
-            assert_eq!(allocations, 0, "{length} bytes, {name}");
+            for echo in [Echo::Copies, Echo::SendsOn] {
+                let allocations = allocations_of_echo(&runtime, length, echo);
+                assert_eq!(allocations, 0, "{length} bytes, {echo:?}, {name}");
+            }
         }
         let payload = vec![7; BROADCAST_BYTES];
         let broadcast = bytes_of_broadcast(&runtime, &payload, 40);

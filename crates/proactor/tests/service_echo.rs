@@ -4,10 +4,12 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
+use proactor::PoolBuffer;
 use proactor::service::framing::{LengthPrefixed, Lines};
 use proactor::service::{
     DisconnectReason, HandlerResult, Runtime, ServerService, Session, SessionHandler,
@@ -20,6 +22,33 @@ impl SessionHandler for Echo {
         session.send(frame)?;
         Ok(())
     }
+}
+
+/// Sends receive buffers on as they are.
+struct HandsOn(Arc<AtomicUsize>);
+
+impl SessionHandler for HandsOn {
+    fn received(&mut self, session: &Session, frame: &[u8]) -> HandlerResult {
+        session.send(frame)?;
+        Ok(())
+    }
+    fn received_buffer(&mut self, session: &Session, frame: PoolBuffer) -> HandlerResult {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        session.send_buffer(frame)?;
+        Ok(())
+    }
+}
+
+/// Pieces of every length up to `length_limit`, and the stream that a framing makes of them.
+fn framed(count: u64, length_limit: u64, frame: impl Fn(&[u8], &mut Vec<u8>)) -> Vec<u8> {
+    let mut random = Random::new(11);
+    let mut stream = Vec::new();
+    for seed in 0..count {
+        let mut payload = pattern(seed, random.below(length_limit) as usize);
+        payload.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+        frame(&payload, &mut stream);
+    }
+    stream
 }
 
 fn runtime(ports: &Ports) -> Runtime {
@@ -58,6 +87,84 @@ impl SessionHandler for Logging {
 }
 
 on_each_backend! {
+    fn receive_buffers_are_sent_on(ports: &Ports) {
+        let runtime = runtime(ports);
+        let line = |payload: &[u8], out: &mut Vec<u8>| out.extend([payload, b"\n"].concat());
+        let packet = |payload: &[u8], out: &mut Vec<u8>| {
+            out.extend((payload.len() as u32).to_be_bytes());
+            out.extend(payload);
+        };
+        for what in ["lines", "packets", "raw bytes"] {
+            let taken = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&taken);
+            let server = ServerService::builder(move |_| HandsOn(Arc::clone(&counted)));
+            let (server, stream) = match what {
+                "lines" => (server.framing(Lines::new()), framed(400, 900, line)),
+                "packets" => (server.framing(LengthPrefixed::u32()), framed(200, 30_000, packet)),
+                // More than the limit of a session's queue: the receive window bounds what waits.
+                _ => (server, framed(400, 30_000, packet)),
+            };
+            let server = server.listen("127.0.0.1:0").start_on(&runtime).unwrap();
+            let mut client = connect(server.local_address().unwrap());
+            // Alone in its receive buffer, and sent on with its head and tail around it.
+            let mut first = Vec::new();
+            if what == "lines" { line(b"hello", &mut first) } else { packet(b"hello", &mut first) };
+            client.write_all(&first).unwrap();
+            assert_eq!(read_bytes(&mut client, first.len()), first, "{what}");
+            assert_eq!(taken.load(Ordering::Relaxed), 1, "{what}");
+            let mut writer = client.try_clone().unwrap();
+            let sent = stream.clone();
+            let sender = std::thread::spawn(move || {
+                let mut random = Random::new(3);
+                let mut rest = &sent[..];
+                while !rest.is_empty() {
+                    let (piece, behind) = rest.split_at(rest.len().min(1 + random.below(5000) as usize));
+                    writer.write_all(piece).unwrap();
+                    rest = behind;
+                }
+            });
+            let got = read_bytes(&mut client, stream.len());
+            sender.join().unwrap();
+            assert_same_bytes(&got, &stream);
+            let total = (first.len() + stream.len()) as u64;
+            assert_eq!(server.handle().snapshot().received_bytes, total, "{what}");
+        }
+    }
+
+    fn a_reader_that_does_not_read_is_not_read_from(ports: &Ports) {
+        let runtime = runtime(ports);
+        let taken = Arc::new(AtomicUsize::new(0));
+        let server = ServerService::builder(move |_| HandsOn(Arc::clone(&taken)))
+            .listen("127.0.0.1:0")
+            .start_on(&runtime)
+            .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let chunk = vec![5; 64 * 1024];
+        let mut sent = 0_u64;
+        // Ends when nobody takes more.
+        while let Ok(bytes) = client.write(&chunk) {
+            sent += bytes as u64;
+            assert!(sent < 256 << 20, "a server that takes everything");
+        }
+        let snapshot = server.handle().snapshot();
+        assert!(snapshot.queued_bytes <= 1024 * 1024, "{snapshot:?}");
+        assert_eq!(snapshot.refused_sends, 0);
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut received = 0;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match client.read(&mut buffer).unwrap() {
+                0 => break,
+                bytes => {
+                    assert!(buffer[..bytes].iter().all(|byte| *byte == 5));
+                    received += bytes as u64;
+                }
+            }
+        }
+        assert_eq!(received, sent);
+    }
+
     fn frames_of_any_split_are_echoed_in_order(ports: &Ports) {
         let runtime = runtime(ports);
         let server = ServerService::builder(|_| Echo)

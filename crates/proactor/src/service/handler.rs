@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 
 use super::error::DisconnectReason;
 use super::session::Session;
+use crate::PoolBuffer;
 
 /// What a callback returns: an error ends the session, in order, with
 /// [`DisconnectReason::Handler`].
@@ -47,6 +48,21 @@ pub trait SessionHandler: Send + 'static {
     /// # Errors
     /// Any error ends the session.
     fn received(&mut self, session: &Session, frame: &[u8]) -> HandlerResult;
+
+    /// A frame has come with nothing behind it, in a receive buffer of the port: the buffer itself,
+    /// cut to the frame's payload, to be sent on without a copy
+    /// ([`Session::send_buffer`](super::Session::send_buffer)). Called in place of
+    /// [`received`](Self::received), to which it hands the bytes unless it is implemented.
+    ///
+    /// A buffer that is kept counts against the session's receive window
+    /// ([`Builder::receive_window_bytes`](crate::Builder::receive_window_bytes)), all of it, however
+    /// few bytes of it are used: who keeps many is sent no more.
+    ///
+    /// # Errors
+    /// Any error ends the session.
+    fn received_buffer(&mut self, session: &Session, frame: PoolBuffer) -> HandlerResult {
+        self.received(session, &frame)
+    }
 
     /// The system has taken `bytes` more bytes, heads of frames included. That does not mean that
     /// the peer has them.

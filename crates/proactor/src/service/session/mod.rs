@@ -42,7 +42,7 @@ use super::handle::ServiceHandle;
 use super::lock::lock;
 use super::runtime::{Key, Source};
 use super::shared::ServiceShared;
-use crate::{Completion, OperationKind, StreamSocket};
+use crate::{Completion, OperationKind, PoolBuffer, SendBuffer, StreamSocket};
 
 /// Names a session in its process: no two have the same, ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -146,7 +146,16 @@ impl Session {
     /// # Errors
     /// As [`send`](Self::send).
     pub fn send_shared(&self, payload: impl Into<Bytes>) -> Result<(), SendError> {
-        self.shared.send_shared(payload.into())
+        self.shared.send_whole(SendBuffer::Shared(payload.into()))
+    }
+
+    /// The same with a receive buffer as the payload, neither copied nor shared: what
+    /// [`received_buffer`](super::SessionHandler::received_buffer) was given.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send). The buffer goes back to its pool.
+    pub fn send_buffer(&self, payload: PoolBuffer) -> Result<(), SendError> {
+        self.shared.send_whole(SendBuffer::Pool(payload))
     }
 
     /// Queues bytes that are a frame, or several, already, as

@@ -1,16 +1,14 @@
 //! What waits to be sent of one session, and what is being sent.
 //!
 //! At most one send is in flight. What is sent meanwhile is collected, and goes out gathered when
-//! it has completed. Small payloads are copied together into one buffer; large and shared ones are
-//! queued by reference.
+//! it has completed. Small payloads are copied together into one buffer; shared ones, and
+//! receive buffers, are queued as they are.
 //!
 //! What only a queue with something in it needs lies in a box of its own, a [`Queue`], which comes
 //! from those that are kept for it and goes back there: an idle session has none.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-
-use bytes::Bytes;
 
 use super::super::recycle::{self, KEPT_LIST_ENTRIES, Shelf};
 use crate::{Completion, SendBuffer, StreamSocket};
@@ -90,11 +88,11 @@ impl Queue {
         }
     }
 
-    /// Appends bytes by reference.
-    fn share(&mut self, bytes: Bytes) {
+    /// Appends a buffer as it is.
+    fn take(&mut self, buffer: SendBuffer) {
         self.close_open();
-        self.queued_bytes += bytes.len();
-        self.closed.push_back(SendBuffer::Shared(bytes));
+        self.queued_bytes += buffer.len();
+        self.closed.push_back(buffer);
     }
 
     fn close_open(&mut self) {
@@ -193,10 +191,10 @@ impl Outgoing {
         }
     }
 
-    /// Queues bytes by reference.
-    pub(super) fn share(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.open_queue().share(bytes);
+    /// Queues a buffer as it is, without a copy.
+    pub(super) fn take(&mut self, buffer: SendBuffer) {
+        if !buffer.is_empty() {
+            self.open_queue().take(buffer);
         }
     }
 

@@ -5,7 +5,7 @@
 //! whole; so a session that is idle between frames holds no memory for receiving, and the buffer of
 //! the port's pool goes back as soon as its bytes were looked at.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,6 +16,7 @@ use super::super::lock::lock;
 use super::super::recycle;
 use super::core::Core;
 use super::mailbox::{Ending, Received};
+use super::run::Next;
 use super::{ENDING, OVER_MARK, PAUSED, SHAKEN, Session, SessionShared};
 use crate::PoolBuffer;
 
@@ -33,17 +34,48 @@ pub(super) trait Piece: Deref<Target = [u8]> {
     /// Gives up bytes at the front.
     fn advance(&mut self, count: usize);
 
-    /// What is left, for later.
-    fn into_received(self) -> Received;
-}
-
-impl Piece for PoolBuffer {
-    fn advance(&mut self, count: usize) {
-        PoolBuffer::advance(self, count);
+    /// Its buffer, where it is one of the port's, cut to the payload of the last frame in it.
+    fn take_last(&mut self, _payload: Range<usize>) -> Option<PoolBuffer> {
+        None
     }
 
-    fn into_received(self) -> Received {
-        Received::Chunk(self)
+    /// What is left, for later.
+    fn into_received(self) -> Option<Received>;
+}
+
+/// A receive buffer, until the handler takes it.
+pub(super) struct Chunk(Option<PoolBuffer>);
+
+impl Chunk {
+    pub(super) fn new(buffer: PoolBuffer) -> Self {
+        Self(Some(buffer))
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl Piece for Chunk {
+    fn advance(&mut self, count: usize) {
+        if let Some(buffer) = &mut self.0 {
+            buffer.advance(count);
+        }
+    }
+
+    fn take_last(&mut self, payload: Range<usize>) -> Option<PoolBuffer> {
+        let mut buffer = self.0.take()?;
+        buffer.truncate(payload.end);
+        buffer.advance(payload.start);
+        Some(buffer)
+    }
+
+    fn into_received(self) -> Option<Received> {
+        self.0.map(Received::Chunk)
     }
 }
 
@@ -73,8 +105,8 @@ impl Piece for Plain {
         debug_assert!(self.start <= self.bytes.len());
     }
 
-    fn into_received(self) -> Received {
-        Received::Plain(self)
+    fn into_received(self) -> Option<Received> {
+        Some(Received::Plain(self))
     }
 }
 
@@ -91,7 +123,7 @@ impl SessionShared {
         let direct = mailbox.note_received(sequence, received);
         if let Some(core) = mailbox.core.take() {
             drop(mailbox);
-            self.run(core, direct);
+            self.run(core, direct.map(Next::Received));
         }
     }
 
@@ -151,8 +183,15 @@ impl SessionShared {
             match decoded {
                 Decoded::Frame { payload, consumed_bytes } => {
                     *frames += 1;
-                    let result = call_received(core, session, &chunk[payload]);
-                    chunk.advance(consumed_bytes);
+                    let is_last = consumed_bytes == chunk.len();
+                    let result = match is_last.then(|| chunk.take_last(payload.clone())).flatten() {
+                        Some(buffer) => call_received_buffer(core, session, buffer),
+                        None => {
+                            let result = call_received(core, session, &chunk[payload]);
+                            chunk.advance(consumed_bytes);
+                            result
+                        }
+                    };
                     result.map_err(Stop::Handler)?;
                 }
                 Decoded::Incomplete { needed_bytes } => {
@@ -222,6 +261,13 @@ pub(super) fn has_input(core: &Core, chunk: &[u8]) -> bool {
 fn call_received(core: &mut Core, session: &Session, frame: &[u8]) -> HandlerResult {
     match &mut core.handler {
         Some(handler) => handler.received(session, frame),
+        None => Ok(()),
+    }
+}
+
+fn call_received_buffer(core: &mut Core, session: &Session, frame: PoolBuffer) -> HandlerResult {
+    match &mut core.handler {
+        Some(handler) => handler.received_buffer(session, frame),
         None => Ok(()),
     }
 }

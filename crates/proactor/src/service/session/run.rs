@@ -12,7 +12,7 @@ use super::super::handler::{AfterEnd, HandlerResult, SessionHandler};
 use super::super::lock::lock;
 use super::core::{Core, Stage, close_abruptly};
 use super::mailbox::{Ending, Mailbox, Received, Signals};
-use super::receive::{Piece, Stop, has_input};
+use super::receive::{Chunk, Piece, Stop, has_input};
 use super::{Session, SessionShared};
 use crate::{Error, Operation};
 
@@ -22,7 +22,7 @@ const BUDGET: usize = 32;
 const TIMED_RUNS: u8 = 32;
 
 /// What is next.
-enum Next {
+pub(super) enum Next {
     Signals(Signals, usize),
     Message(Box<dyn std::any::Any + Send>),
     Received(Received),
@@ -57,14 +57,13 @@ impl SessionShared {
     }
 
     /// Runs callbacks until there is nothing to call for, and puts the core back.
-    pub(super) fn run(self: &Arc<Self>, mut core: Box<Core>, first: Option<Received>) {
+    pub(super) fn run(self: &Arc<Self>, mut core: Box<Core>, mut first: Option<Next>) {
         let session = Session { shared: Arc::clone(self) };
         let _span = tracing::debug_span!("session", id = self.id.0).entered();
         core.runs = core.runs.wrapping_add(1);
         core.looked_for_end = false;
         let port = &self.service.runtime.port;
         let started = (core.runs % TIMED_RUNS == 1).then(|| port.now());
-        let mut first = first.map(Next::Received);
         let mut steps = 0;
         loop {
             let next = match first.take() {
@@ -274,7 +273,7 @@ impl SessionShared {
             Received::Chunk(chunk) if self.filter.is_some() => {
                 return self.look_at_filtered(core, session, chunk);
             }
-            Received::Chunk(chunk) => self.look_at_piece(core, session, chunk),
+            Received::Chunk(chunk) => self.look_at_piece(core, session, Chunk::new(chunk)),
             Received::Plain(plain) => self.look_at_piece(core, session, plain),
             Received::FilterEnd => return self.look_at_end(core, session, Ok(())),
             Received::End(result) => {
@@ -304,7 +303,7 @@ impl SessionShared {
         match fed {
             Ok(Ok(())) => {
                 if self.is_paused() && has_input(core, &piece) {
-                    return Some(piece.into_received());
+                    return piece.into_received();
                 }
             }
             Ok(Err(Stop::Frame(error))) => {

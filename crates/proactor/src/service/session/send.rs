@@ -12,16 +12,18 @@ use super::super::lock::lock;
 use super::super::recycle;
 use super::mailbox::{Ending, Signals};
 use super::outgoing::{Batch, Outgoing, reclaim};
+use super::run::Next;
 use super::{OVER_MARK, SessionShared};
-use crate::Completion;
+use crate::{Completion, SendBuffer};
 
 impl SessionShared {
     pub(super) fn send(&self, payload: &[u8]) -> Result<(), SendError> {
         self.queue_frame(payload.len(), |outgoing| outgoing.copy(payload))
     }
 
-    pub(super) fn send_shared(&self, payload: Bytes) -> Result<(), SendError> {
-        self.queue_frame(payload.len(), |outgoing| outgoing.share(payload))
+    /// A payload that is not copied.
+    pub(super) fn send_whole(&self, payload: SendBuffer) -> Result<(), SendError> {
+        self.queue_frame(payload.len(), |outgoing| outgoing.take(payload))
     }
 
     /// Queues a frame, of which `put` queues the payload.
@@ -42,7 +44,7 @@ impl SessionShared {
     }
 
     pub(super) fn send_encoded(&self, frames: Bytes) -> Result<(), SendError> {
-        self.queue(frames.len(), |outgoing| outgoing.share(frames))
+        self.queue(frames.len(), |outgoing| outgoing.take(SendBuffer::Shared(frames)))
     }
 
     fn queue(&self, bytes: usize, put: impl FnOnce(&mut Outgoing)) -> Result<(), SendError> {
@@ -168,8 +170,10 @@ impl SessionShared {
         mailbox.sent_bytes += bytes;
         mailbox.signals.add(if crossed { Signals::WATER } else { Signals::LOOK });
         if let Some(core) = mailbox.core.take() {
+            let next =
+                Next::Signals(mailbox.signals.take(), std::mem::take(&mut mailbox.sent_bytes));
             drop(mailbox);
-            self.run(core, None);
+            self.run(core, Some(next));
         }
     }
 
