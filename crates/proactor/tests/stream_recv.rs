@@ -470,6 +470,25 @@ on_each_backend! {
         expect_bytes(&port, b"");
     }
 
+    /// Urgent data ends one receive early; what lies behind it comes without the peer's doing more.
+    #[cfg(target_os = "linux")]
+    fn urgent_data_hides_nothing_behind_it(ports: &Ports) {
+        let port = ports.open(1);
+        let (stream, mut peer) = associated(&port);
+        peer.write_all(b"before").unwrap();
+        socket2::SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+        peer.write_all(b"behind").unwrap();
+        // All of it is there, and the port has been told of it.
+        assert_quiet(&port);
+        let mut got = Vec::new();
+        while got.len() < 12 {
+            recv(&stream, 100);
+            let (_, operation) = dequeue_success(&port, OperationKind::Recv);
+            got.extend_from_slice(operation.buffer());
+        }
+        assert_eq!(got, b"beforebehind");
+    }
+
     /// One operation serves a whole conversation: one packet for each start, each with another id.
     fn one_operation_serves_a_conversation(ports: &Ports) {
         let port = ports.open(1);

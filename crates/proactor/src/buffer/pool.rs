@@ -94,7 +94,8 @@ impl Pool {
         into.append(&mut free);
     }
 
-    /// Takes one free buffer, growing the pool where none is free; `None` at the limit.
+    /// Takes one free buffer, growing the pool where none is free; `None` at the limit, or where the
+    /// system has no memory.
     pub(crate) fn take(&self) -> Option<u16> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.is_empty() {
@@ -119,7 +120,7 @@ impl Pool {
         most_bytes.min(share.max(1) * self.buffer_bytes)
     }
 
-    /// Adds a segment of buffers to `into`; `false` at the limit.
+    /// Adds a segment of buffers to `into`; `false` at the limit, or where the system has no memory.
     #[cfg(target_os = "linux")]
     pub(crate) fn grow(&self, into: &mut Vec<u16>) -> bool {
         // The lock makes growing one at a time; `into` is the caller's.
@@ -133,8 +134,9 @@ impl Pool {
             return false;
         }
         let layout = self.segment_layout();
-        let memory = segment::allocate(layout).as_ptr();
-        self.segments[total / SEGMENT_BUFFERS].store(memory, Ordering::Release);
+        // Who finds no buffer waits for one and tries again: the program need not end for it.
+        let Some(memory) = segment::allocate(layout) else { return false };
+        self.segments[total / SEGMENT_BUFFERS].store(memory.as_ptr(), Ordering::Release);
         self.total_buffers.store(total + SEGMENT_BUFFERS, Ordering::Release);
         // Lowest index on top: a warm buffer is taken before a cold one.
         into.extend((total..total + SEGMENT_BUFFERS).rev().map(|index| index as u16));

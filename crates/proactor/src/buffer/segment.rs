@@ -4,14 +4,14 @@
 //! zero it, so that all of it was resident whether it is needed or not: with buffers of 64 KiB for
 //! messages of 64 bytes that is sixteen times as much.
 
-use std::alloc::{Layout, handle_alloc_error};
+use std::alloc::Layout;
 use std::ptr::NonNull;
 
-/// Zeroed memory of this layout. Aborts the program where there is none, as an allocator does.
+/// Zeroed memory of this layout; `None` where there is none.
 ///
 /// References: [mmap(2)](https://man7.org/linux/man-pages/man2/mmap.2.html).
 #[cfg(target_os = "linux")]
-pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
+pub(super) fn allocate(layout: Layout) -> Option<NonNull<u8>> {
     // SAFETY: a new anonymous mapping, at an address that the kernel chooses.
     let memory = unsafe {
         libc::mmap(
@@ -23,10 +23,7 @@ pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
             0,
         )
     };
-    if memory == libc::MAP_FAILED {
-        handle_alloc_error(layout);
-    }
-    NonNull::new(memory.cast()).unwrap_or_else(|| handle_alloc_error(layout))
+    if memory == libc::MAP_FAILED { None } else { NonNull::new(memory.cast()) }
 }
 
 /// Gives memory back.
@@ -40,13 +37,13 @@ pub(super) unsafe fn free(memory: NonNull<u8>, layout: Layout) {
     assert_eq!(result, 0, "munmap of a segment of receive buffers");
 }
 
-/// Zeroed memory of this layout. Aborts the program where there is none, as an allocator does.
+/// Zeroed memory of this layout; `None` where there is none.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
+pub(super) fn allocate(layout: Layout) -> Option<NonNull<u8>> {
     assert!(layout.size() > 0, "a segment has bytes");
     // SAFETY: the size is not zero.
     let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-    NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+    NonNull::new(memory)
 }
 
 /// Gives memory back.

@@ -38,7 +38,10 @@ impl Driver for EpollDriver {
 
     fn first_interest(kind: SourceKind) -> u32 {
         let interest = match kind {
-            SourceKind::Stream => libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP,
+            // Urgent data is told of because a receive ends at it, whatever lies behind.
+            SourceKind::Stream => {
+                libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP
+            }
             SourceKind::Listener => libc::EPOLLIN,
             SourceKind::Datagram => libc::EPOLLIN | libc::EPOLLOUT,
         };

@@ -7,10 +7,8 @@ use io_uring::cqueue;
 
 use super::RingDriver;
 use crate::backend::linux::central::Sink;
-use crate::backend::linux::errno::error_of;
 use crate::backend::linux::socket::{Context, Socket};
 use crate::backend::linux::stream::End;
-use crate::operation::OperationKind;
 
 /// What a request was, in the low bits of its user data; the rest is the socket's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,10 +98,7 @@ impl RingDriver {
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
                     socket.receive_ended(None, &mut context);
                 }
-                errno => {
-                    let error = error_of(OperationKind::Recv, errno);
-                    socket.receive_ended(Some(End::Failed(error)), &mut context);
-                }
+                errno => socket.receive_failed(errno, &mut context),
             },
         }
         if !more {
@@ -146,7 +141,8 @@ impl RingDriver {
             // rescuer leaves it to the owner, which is told by a flag.
             if worker.is_some() {
                 if let Err(error) = self.arm_poll(tag) {
-                    tracing::error!(%error, "a worker cannot be woken");
+                    tracing::warn!(%error, "a worker's poll is asked for again in a moment");
+                    self.polls_ended.push(tag);
                 }
             } else {
                 self.polls_ended.push(tag);

@@ -29,7 +29,7 @@ use crate::backend::linux::poller::Poller;
 use crate::backend::linux::socket::{Socket, SourceKind};
 use crate::backend::linux::syscall::IoSlice;
 use crate::buffer::Pool;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::operation::OperationKind;
 use crate::port::Config;
 use dispatch::{Event, Tag};
@@ -38,6 +38,8 @@ use provided::{GROUP, ProvidedBuffers};
 
 const SUBMISSIONS: u32 = 512;
 const COMPLETIONS: u32 = 4096;
+/// How often a full submission queue is offered to the kernel before that counts as a failure.
+const FULL_QUEUE_TRIES: usize = 1000;
 /// `IORING_ENTER_GETEVENTS`: runs the deferred task work, also without waiting.
 const GET_EVENTS: u32 = 1;
 
@@ -166,8 +168,9 @@ impl Driver for RingDriver {
         sink: &mut Sink<'_>,
     ) -> Result<(), Error> {
         self.buffers.refill(std::mem::take(&mut self.exhausted));
-        while let Some(tag) = self.polls_ended.pop() {
+        while let Some(&tag) = self.polls_ended.last() {
             self.arm_poll(tag)?;
+            self.polls_ended.pop();
         }
         self.submit_stops()?;
         self.submit_receives(worker)?;
@@ -176,8 +179,10 @@ impl Driver for RingDriver {
         let wait = if sink.has_local() || self.epoll_ready { Wait::No } else { wait };
         self.enter(wait)?;
         self.dispatch(Some(worker), sink);
-        if std::mem::take(&mut self.epoll_ready) {
+        if self.epoll_ready {
+            // The ring tells of it once: where the look fails it is still to be done.
             poller.poll_ready(Some(self), Some(worker), sink)?;
+            self.epoll_ready = false;
         }
         Ok(())
     }
@@ -230,15 +235,36 @@ impl Driver for RingDriver {
 }
 
 impl RingDriver {
-    fn push(&mut self, entry: &squeue::Entry) -> Result<(), Error> {
-        loop {
-            // SAFETY: what the entry points to (a gather, a pool's buffer group, a descriptor)
-            // lives until its completion: see where it is made.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                return Ok(());
+    /// How many entries fit into the submission queue, at least one: submits where it is full.
+    ///
+    /// # Errors
+    /// The kernel takes none of them.
+    fn room(&mut self) -> Result<usize, Error> {
+        for _ in 0..FULL_QUEUE_TRIES {
+            let (capacity, length) = {
+                let submissions = self.ring.submission();
+                (submissions.capacity(), submissions.len())
+            };
+            if length < capacity {
+                return Ok(capacity - length);
             }
             self.call(Wait::No)?;
         }
+        Err(Error::new(OperationKind::Dequeue, ErrorKind::InsufficientResources))
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> Result<(), Error> {
+        self.room()?;
+        self.push_into_room(entry);
+        Ok(())
+    }
+
+    /// There is [`room`](Self::room).
+    fn push_into_room(&mut self, entry: &squeue::Entry) {
+        // SAFETY: what the entry points to (a gather, a pool's buffer group, a descriptor) lives
+        // until its completion: see where it is made.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.expect("who pushes has asked for room");
     }
 
     /// Polls the wake-up descriptor or the epoll set, by edges, until told otherwise.
@@ -252,17 +278,31 @@ impl RingDriver {
     }
 
     fn submit_stops(&mut self) -> Result<(), Error> {
-        for socket in std::mem::take(&mut self.stops) {
-            let receive = Tag::Receive.of(&socket);
-            let entry = opcode::AsyncCancel::new(receive).build();
-            self.push(&entry.user_data(Tag::Cancel.alone()))?;
+        while !self.stops.is_empty() {
+            let count = self.room()?.min(self.stops.len());
+            let mut stops = std::mem::take(&mut self.stops);
+            for socket in stops.drain(..count) {
+                let receive = Tag::Receive.of(&socket);
+                let entry = opcode::AsyncCancel::new(receive).build();
+                self.push_into_room(&entry.user_data(Tag::Cancel.alone()));
+            }
+            self.stops = stops;
         }
         Ok(())
     }
 
+    /// Where the kernel takes no more, what is left stays queued.
     fn submit_receives(&mut self, worker: usize) -> Result<(), Error> {
+        while !self.receives.is_empty() {
+            let count = self.room()?.min(self.receives.len());
+            self.submit_some_receives(count, worker);
+        }
+        Ok(())
+    }
+
+    fn submit_some_receives(&mut self, count: usize, worker: usize) {
         let mut receives = std::mem::take(&mut self.receives);
-        for socket in receives.drain(..) {
+        for socket in receives.drain(..count) {
             let Some(one_at_a_time) = socket.begin_receive(worker) else { continue };
             let fd = Fd(socket.raw_fd());
             let entry = if one_at_a_time {
@@ -277,20 +317,28 @@ impl RingDriver {
             // The request keeps the socket, and so its descriptor, until its last completion.
             let receive = Tag::Receive.of(&socket);
             std::mem::forget(socket);
-            self.push(&entry.user_data(receive))?;
+            self.push_into_room(&entry.user_data(receive));
             self.armed += 1;
         }
         self.receives = receives;
+    }
+
+    /// As [`submit_receives`](Self::submit_receives).
+    fn submit_sends(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
+        while !self.sends.is_empty() {
+            let count = self.room()?.min(self.sends.len());
+            self.submit_some_sends(count, sink);
+        }
         Ok(())
     }
 
-    fn submit_sends(&mut self, sink: &mut Sink<'_>) -> Result<(), Error> {
+    fn submit_some_sends(&mut self, count: usize, sink: &mut Sink<'_>) {
         let mut sends = std::mem::take(&mut self.sends);
         if self.ring.submission().is_empty() {
             // Nothing that waits to be submitted points at them any more.
             self.gathers_used = 0;
         }
-        for socket in sends.drain(..) {
+        for socket in sends.drain(..count) {
             if self.gathers.len() == self.gathers_used {
                 // SAFETY: all-zero is a valid msghdr.
                 let header = unsafe { std::mem::zeroed() };
@@ -315,10 +363,9 @@ impl RingDriver {
             };
             let send = Tag::Send.of(&socket);
             std::mem::forget(socket);
-            self.push(&entry.user_data(send))?;
+            self.push_into_room(&entry.user_data(send));
         }
         self.sends = sends;
-        Ok(())
     }
 
     /// Submits, runs the deferred work, and waits if asked to and nothing is there.
@@ -355,7 +402,14 @@ impl RingDriver {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The time is up; a signal; completions have to be collected first.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY) => Ok(()),
+                Some(libc::EAGAIN) => {
+                    if wait != Wait::No {
+                        // No memory for now. It was to wait, and must not spin until there is some.
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Ok(())
+                }
                 _ => Err(error_from_io(OperationKind::Dequeue, &error)),
             },
         }

@@ -17,7 +17,8 @@ pub(crate) fn kind_of(errno: i32) -> ErrorKind {
         libc::ENETUNREACH | libc::ENETDOWN => ErrorKind::NetworkUnreachable,
         libc::EHOSTUNREACH | libc::EHOSTDOWN => ErrorKind::HostUnreachable,
         libc::EMSGSIZE => ErrorKind::MessageTooLong,
-        libc::ENOBUFS | libc::ENOMEM => ErrorKind::InsufficientResources,
+        // A socket has no disk to fill: ENOSPC is epoll's limit, fs.epoll.max_user_watches.
+        libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC => ErrorKind::InsufficientResources,
         libc::EMFILE | libc::ENFILE => ErrorKind::TooManyOpenFiles,
         libc::ENOTCONN | libc::EDESTADDRREQ => ErrorKind::NotConnected,
         libc::EISCONN | libc::EALREADY => ErrorKind::AlreadyConnected,

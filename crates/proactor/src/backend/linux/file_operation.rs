@@ -251,6 +251,8 @@ fn error_of(operation: OperationKind, code: i32) -> Error {
         libc::EBADF => ErrorKind::PermissionDenied,
         libc::EPIPE => ErrorKind::BrokenPipe,
         libc::ESPIPE => ErrorKind::Unsupported,
+        // The disk is full, which is no want of memory.
+        libc::ENOSPC => ErrorKind::Other,
         _ => errno::kind_of(code),
     };
     Error::with_raw(operation, kind, code)

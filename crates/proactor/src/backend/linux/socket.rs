@@ -14,7 +14,7 @@ use super::central::Sink;
 use super::datagram::Datagrams;
 use super::driver::Driver;
 use super::engine::Engine;
-use super::errno::error_of;
+use super::errno::{error_of, kind_of};
 use super::listener::Listener;
 use super::stream::Stream;
 use super::worker::Worker;
@@ -156,13 +156,30 @@ impl<D: Driver> Socket<D> {
         }
         let token = worker.poller.insert(self);
         state.home = Some(Home { worker: Arc::clone(worker), token });
-        let interest = D::first_interest(self.kind);
-        if interest != 0
-            && let Err(errno) = self.watch(&mut state, interest)
-        {
-            tracing::warn!(errno, "epoll_ctl: a socket cannot be watched");
-        }
+        let watched = self.watch_at_home(&mut state);
         self.serve_locked(&mut state, context);
+        if let Err(errno) = watched {
+            // What is pending still would wait for ever.
+            self.end_role(&mut state, kind_of(errno), context.sink);
+        }
+    }
+
+    /// Makes its home's epoll set watch it for what its kind is always watched for, where that was
+    /// not done yet or was refused.
+    fn watch_at_home(&self, state: &mut State<D>) -> Result<(), i32> {
+        match D::first_interest(self.kind) {
+            0 => Ok(()),
+            interest => self.watch(state, interest),
+        }
+    }
+
+    /// Ends everything that is pending, and says how much that was.
+    fn end_role(&self, state: &mut State<D>, kind: ErrorKind, sink: &mut Sink<'_>) -> usize {
+        match &mut state.role {
+            Role::Stream(stream) => stream.end_all(self, kind, sink),
+            Role::Listener(listener) => listener.end_all(self, kind, sink),
+            Role::Datagram(datagrams) => datagrams.end_all(self, kind, sink),
+        }
     }
 
     /// Leaves its home, whose thread goes. What is pending stays pending.
@@ -330,6 +347,9 @@ impl<D: Driver> BackendSource for Socket<D> {
                 let error = Error::new(operation.kind(), ErrorKind::PortClosed);
                 return Err(Rejected::new(error, operation));
             }
+            if let Err(errno) = self.watch_at_home(&mut state) {
+                return Err(Rejected::new(error_of(operation.kind(), errno), operation));
+            }
             match (&state.role, operation.kind()) {
                 (Role::Stream(_), OperationKind::Recv | OperationKind::RecvContinuous) => {
                     self.start_receive(&mut state, operation, context)
@@ -367,12 +387,7 @@ impl<D: Driver> BackendSource for Socket<D> {
     fn cancel_all(&self) -> usize {
         self.act(|context| {
             let mut state = self.lock();
-            let kind = ErrorKind::Cancelled;
-            match &mut state.role {
-                Role::Stream(stream) => stream.end_all(self, kind, context.sink),
-                Role::Listener(listener) => listener.end_all(self, kind, context.sink),
-                Role::Datagram(datagrams) => datagrams.end_all(self, kind, context.sink),
-            }
+            self.end_role(&mut state, ErrorKind::Cancelled, context.sink)
         })
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::central::Sink;
 use super::driver::Driver;
-use super::errno::error_of;
+use super::errno::{error_of, kind_of};
 use super::queue::{LateQueue, ShortQueue};
 use super::socket::{Context, Role, Socket, State};
 use super::syscall;
@@ -72,7 +72,8 @@ pub(crate) struct Stream {
     pub(crate) end_behind_sends: bool,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer's end or an error was seen coming: a short read does not mean "drained".
+    /// The peer's end, an error or urgent data was seen coming: a short read does not mean
+    /// "drained".
     pub(crate) ending: bool,
     pub(crate) receiving: Receiving,
     /// It was read too far ahead once: from then on one buffer at a time is asked for.
@@ -195,7 +196,12 @@ impl Stream {
         self.finish_receive(socket, operation, 0, Some(error), sink);
     }
 
-    fn end_connect<D: Driver>(&mut self, socket: &Socket<D>, kind: ErrorKind, sink: &mut Sink<'_>) {
+    pub(crate) fn end_connect<D: Driver>(
+        &mut self,
+        socket: &Socket<D>,
+        kind: ErrorKind,
+        sink: &mut Sink<'_>,
+    ) {
         if let Some(operation) = self.connect.take() {
             self.connection = Connection::None;
             // The attempt ends with it, so that the socket can be tried again.
@@ -318,7 +324,7 @@ impl<D: Driver> Socket<D> {
         let ending = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
         if events & (libc::EPOLLIN as u32 | ending) != 0 {
             stream.readable = true;
-            stream.ending |= events & ending != 0;
+            stream.ending |= events & (ending | libc::EPOLLPRI as u32) != 0;
         }
         if events & (libc::EPOLLOUT as u32 | ending) != 0 {
             stream.writable = true;
@@ -361,12 +367,17 @@ impl<D: Driver> Socket<D> {
         }
         if stream.connection == Connection::Connecting {
             let interest = (libc::EPOLLOUT | libc::EPOLLET) as u32;
-            let _ = self.watch(state, interest);
+            if let Err(errno) = self.watch(state, interest)
+                && let Role::Stream(stream) = &mut state.role
+            {
+                // Nobody would hear how it goes on.
+                stream.end_connect(self, kind_of(errno), context.sink);
+            }
             return;
         }
         if !stream.writable && !stream.sends.is_empty() {
             // At a new home, the wait for room has to be taken up again.
-            self.wait_for_room(state);
+            self.wait_for_room(state, context.sink);
         }
         self.continue_receiving(state, context);
         self.continue_sending(state, context);

@@ -13,7 +13,7 @@ use super::socket::{Context, Role, Socket, State};
 use super::stream::{Connection, End, Receiving, Stream};
 use super::syscall;
 use crate::buffer::{Pool, PoolBuffer};
-use crate::error::{Error, Rejected};
+use crate::error::{Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationKind, Payload};
 use crate::port::Completion;
 
@@ -22,6 +22,8 @@ enum Read {
     /// So many bytes; the second is how many there was room for.
     Bytes(usize, usize),
     End(End),
+    /// The system had no memory for it; the connection is as it was.
+    Refused(Error),
     /// Nothing there.
     Drained,
     /// No buffer to read into.
@@ -66,6 +68,14 @@ impl Stream {
                 self.finish_receive(socket, operation, bytes, None, sink);
             }
         }
+    }
+
+    /// The oldest receive fails for want of memory, and no other.
+    fn refuse_receive<D: Driver>(&mut self, socket: &Socket<D>, error: Error, sink: &mut Sink<'_>) {
+        let Some(operation) = self.receives.pop_front() else { return };
+        let raw = error.raw_os_error().unwrap_or(0);
+        let error = Error::with_raw(operation.kind(), error.kind(), raw);
+        self.finish_receive(socket, operation, 0, Some(error), sink);
     }
 
     fn finish_at_end<D: Driver>(&mut self, socket: &Socket<D>, end: End, sink: &mut Sink<'_>) {
@@ -234,6 +244,20 @@ impl<D: Driver> Socket<D> {
         self.continue_receiving(&mut state, context);
     }
 
+    /// The driver's receive failed.
+    pub(crate) fn receive_failed(self: &Arc<Self>, errno: i32, context: &mut Context<'_, '_, D>) {
+        let error = error_of(OperationKind::Recv, errno);
+        if error.kind() != ErrorKind::InsufficientResources {
+            return self.receive_ended(Some(End::Failed(error)), context);
+        }
+        let mut state = self.lock();
+        if let Role::Stream(stream) = &mut state.role {
+            stream.refuse_receive(self, error, context.sink);
+        }
+        drop(state);
+        self.receive_ended(None, context);
+    }
+
     /// The driver's receive found no buffer: it is asked again when there is one.
     pub(crate) fn receive_starved(self: &Arc<Self>) {
         let mut state = self.lock();
@@ -372,6 +396,7 @@ impl<D: Driver> Socket<D> {
                     stream.set_end(end);
                     stream.satisfy(self, context.sink);
                 }
+                Read::Refused(error) => stream.refuse_receive(self, error, context.sink),
                 Read::Drained => stream.readable = false,
                 Read::Starved => {
                     self.engine.starve(Arc::clone(self));
@@ -421,6 +446,9 @@ fn read_once(outcome: Result<usize, i32>, room: usize) -> Read {
         Ok(0) => Read::End(End::Orderly),
         Ok(count) => Read::Bytes(count, room),
         Err(libc::EAGAIN) => Read::Drained,
-        Err(errno) => Read::End(End::Failed(error_of(OperationKind::Recv, errno))),
+        Err(errno) => match error_of(OperationKind::Recv, errno) {
+            error if error.kind() == ErrorKind::InsufficientResources => Read::Refused(error),
+            error => Read::End(End::Failed(error)),
+        },
     }
 }

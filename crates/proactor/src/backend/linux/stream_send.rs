@@ -106,7 +106,10 @@ impl Stream {
         }
     }
 
-    /// The connection cannot send any more: every queued send fails.
+    /// The connection cannot send any more: every queued send fails, and later ones are refused.
+    ///
+    /// Also where it is for want of memory only: a send that was started before the program could
+    /// know of the failure would leave a hole in the stream.
     fn fail_sends<D: Driver>(&mut self, socket: &Socket<D>, errno: i32, sink: &mut Sink<'_>) {
         self.send_error = Some(error_of(OperationKind::Send, errno));
         if errno == libc::ECONNRESET {
@@ -200,7 +203,7 @@ impl<D: Driver> Socket<D> {
                 Ok(count) => stream.sent(self, count, sink),
                 Err(libc::EINTR) => {}
                 Err(libc::EAGAIN) => {
-                    self.wait_for_room(state);
+                    self.wait_for_room(state, sink);
                     return;
                 }
                 Err(errno) => {
@@ -223,12 +226,15 @@ impl<D: Driver> Socket<D> {
     }
 
     /// The socket takes no more: its home's epoll set tells when it does again.
-    pub(crate) fn wait_for_room(&self, state: &mut State<D>) {
+    pub(crate) fn wait_for_room(&self, state: &mut State<D>, sink: &mut Sink<'_>) {
         let Role::Stream(stream) = &mut state.role else { return };
         stream.writable = false;
         let interest = (libc::EPOLLOUT | libc::EPOLLET) as u32;
-        if let Err(errno) = self.watch(state, interest) {
-            tracing::warn!(errno, "epoll_ctl: a send cannot wait for room");
+        if let Err(errno) = self.watch(state, interest)
+            && let Role::Stream(stream) = &mut state.role
+        {
+            // Nobody would hear of room.
+            stream.fail_sends(self, errno, sink);
         }
     }
 
@@ -280,10 +286,10 @@ impl<D: Driver> Socket<D> {
         self.end_cancelled(stream, left, context.sink);
         match outcome {
             _ if closed => self.end_unsent(&mut state, context.sink),
-            Ok(count) if count < wanted => self.wait_for_room(&mut state),
+            Ok(count) if count < wanted => self.wait_for_room(&mut state, context.sink),
             Ok(_) => self.finish_sending(&mut state, context),
             Err(libc::EINTR) => self.continue_sending(&mut state, context),
-            Err(libc::EAGAIN) => self.wait_for_room(&mut state),
+            Err(libc::EAGAIN) => self.wait_for_room(&mut state, context.sink),
             Err(errno) => stream.fail_sends(self, errno, context.sink),
         }
     }

@@ -63,8 +63,8 @@ pub(crate) fn epoll_control(
     check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), what, fd, &mut event) }).map(drop)
 }
 
-/// `epoll_pwait2(2)`, with a timeout in nanoseconds; on kernels without it `epoll_wait(2)`, rounded
-/// up. `None` waits for ever. An interrupted wait gives 0 events.
+/// `epoll_pwait2(2)`, with a timeout in nanoseconds; on kernels without it, and behind filters that
+/// refuse it, `epoll_wait(2)`, rounded up. `None` waits for ever. An interrupted wait gives 0 events.
 pub(crate) fn epoll_wait(
     epoll: &OwnedFd,
     events: &mut [libc::epoll_event],
@@ -95,8 +95,11 @@ pub(crate) fn epoll_wait(
         )
     };
     match check_len(result as isize) {
+        // A look that does not wait has to see what is there: a ring is told of it once.
+        Err(libc::EINTR) if timeout == Some(Duration::ZERO) => epoll_wait(epoll, events, timeout),
         Err(libc::EINTR) => Ok(0),
-        Err(libc::ENOSYS) => epoll_wait_milliseconds(epoll, events, timeout),
+        // The call gives no EPERM: that is a filter of an older container, which does not know it.
+        Err(libc::ENOSYS | libc::EPERM) => epoll_wait_milliseconds(epoll, events, timeout),
         other => other,
     }
 }
@@ -114,6 +117,7 @@ fn epoll_wait_milliseconds(
     let result =
         unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout_ms) };
     match check_len(result as isize) {
+        Err(libc::EINTR) if timeout_ms == 0 => epoll_wait_milliseconds(epoll, events, timeout),
         Err(libc::EINTR) => Ok(0),
         other => other,
     }
@@ -261,8 +265,13 @@ pub(crate) fn recv_scatter(fd: RawFd, buffers: &mut [Vec<u8>]) -> Result<usize, 
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = slices.as_mut_ptr();
     header.msg_iovlen = slices.len();
-    // SAFETY: each slice covers the whole capacity of a vector that is borrowed for the call.
-    let count = check_len(unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) })?;
+    let count = loop {
+        // SAFETY: each slice covers the whole capacity of a vector that is borrowed for the call.
+        match check_len(unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) }) {
+            Err(libc::EINTR) => {}
+            outcome => break outcome?,
+        }
+    };
     let mut left = count;
     for buffer in buffers {
         let step = left.min(buffer.capacity());
