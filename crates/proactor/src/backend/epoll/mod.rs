@@ -9,10 +9,10 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::backend::linux::central::Sink;
 use crate::backend::linux::driver::{Driver, Wait};
 use crate::backend::linux::file::{Deliver, FileService};
 use crate::backend::linux::poller::Poller;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Socket, SourceKind};
 use crate::buffer::Pool;
 use crate::error::Error;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use io_uring::cqueue;
 
 use super::RingDriver;
-use crate::backend::linux::central::Sink;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Context, Socket};
 use crate::backend::linux::stream::End;
 

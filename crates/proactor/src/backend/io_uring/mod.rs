@@ -21,11 +21,11 @@ use io_uring::squeue::Flags;
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
-use crate::backend::linux::central::Sink;
 use crate::backend::linux::driver::{Driver, Wait};
 use crate::backend::linux::errno::error_from_io;
 use crate::backend::linux::file::{Deliver, FileService};
 use crate::backend::linux::poller::Poller;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Socket, SourceKind};
 use crate::backend::linux::syscall::IoSlice;
 use crate::buffer::Pool;

@@ -13,64 +13,13 @@
 //! wakes; a running worker that finds its next packet touches none of it (rule 37).
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 
+use super::slot::{FREE, GIVEN_UP, HELD, Slot};
 use super::syscall;
 use crate::operation::OperationKind;
 use crate::port::Completion;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// The part of a worker that others look at: its slot, its wake-up, and how far it is.
-#[repr(align(128))]
-pub(crate) struct Slot {
-    pub(crate) index: usize,
-    pub(crate) thread_id: i32,
-    /// Even: the thread is outside the library, handling a packet. Odd: it is inside. Changes at
-    /// each dequeue, so that a thread that is stuck in one handler can be told.
-    pub(crate) turn: AtomicU64,
-    state: AtomicU8,
-    /// The worker sleeps or is about to: whoever gives it work signals `wake`.
-    pub(crate) parked: AtomicBool,
-    /// It was released for a packet and has not come for it yet. Changes under the queue's lock.
-    released: AtomicBool,
-    /// An eventfd that the worker's wait covers.
-    pub(crate) wake: OwnedFd,
-    /// Packets that this worker has dequeued; written by the worker only.
-    pub(crate) dequeued_packets: AtomicU64,
-}
-
-/// No slot: parked, or not counted yet.
-const FREE: u8 = 0;
-/// Counts against the limit (rule 39).
-const HELD: u8 = 1;
-/// In a handler that blocks: does not count (rule 40).
-const GIVEN_UP: u8 = 2;
-
-impl Slot {
-    pub(crate) fn new(index: usize, wake: OwnedFd) -> Self {
-        Self {
-            index,
-            thread_id: syscall::thread_id(),
-            turn: AtomicU64::new(1),
-            state: AtomicU8::new(FREE),
-            parked: AtomicBool::new(false),
-            released: AtomicBool::new(false),
-            wake,
-            dequeued_packets: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether the worker counts against the limit.
-    pub(crate) fn is_held(&self) -> bool {
-        self.state.load(Ordering::Acquire) == HELD
-    }
-
-    /// Whether the worker gave its slot up because its handler blocks.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.state.load(Ordering::Acquire) == GIVEN_UP
-    }
-}
 
 pub(crate) struct Central {
     limit: usize,
@@ -146,6 +95,11 @@ impl Central {
 
     fn too_late(&self) -> MutexGuard<'_, Vec<Completion>> {
         self.too_late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts by a packet that came after the close, for who holds no lock to drop.
+    pub(super) fn keep_late(&self, packet: Completion) {
+        self.too_late().push(packet);
     }
 
     /// Drops packets that came after the close. Call it without any lock held.
@@ -426,44 +380,5 @@ impl Central {
         self.queue_len.store(shared.queue.len(), Ordering::Relaxed);
         self.parked_count.store(shared.parked.len(), Ordering::SeqCst);
         self.active.store(shared.active, Ordering::Release);
-    }
-}
-
-/// Where finished operations go: to the queue of the worker that works, or to the shared one.
-pub(crate) struct Sink<'a> {
-    pub(crate) central: &'a Central,
-    pub(crate) local: Option<&'a mut VecDeque<Completion>>,
-    /// Packets that were queued through this.
-    pub(crate) pushed: usize,
-}
-
-impl<'a> Sink<'a> {
-    /// A way into the queue of a worker, or else into the shared one.
-    pub(crate) fn new(central: &'a Central, local: Option<&'a mut VecDeque<Completion>>) -> Self {
-        Self { central, local, pushed: 0 }
-    }
-
-    /// Whether the worker has packets of its own at hand.
-    pub(crate) fn has_local(&self) -> bool {
-        self.local.as_ref().is_some_and(|local| !local.is_empty())
-    }
-
-    /// Queues a packet.
-    pub(crate) fn push(&mut self, packet: Completion) {
-        self.pushed += 1;
-        if let Some(local) = &mut self.local
-            && self.central.queued() == 0
-        {
-            local.push_back(packet);
-            return;
-        }
-        if let Err(dropped) = self.central.push(packet) {
-            // The port is closed: the operation is freed without a packet (rule 21). The caller
-            // may hold locks that the operation's context must not meet, so it is dropped later.
-            match &mut self.local {
-                Some(local) => local.push_back(dropped),
-                None => self.central.too_late().push(dropped),
-            }
-        }
     }
 }

@@ -5,9 +5,9 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::central::Slot;
 use super::driver::Driver;
 use super::engine::Engine;
+use super::slot::Slot;
 use super::worker::Worker;
 use crate::port::{BatchSizes, PortSnapshot, WorkerSnapshot, WorkerState};
 use crate::sync::Arc;

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
 use super::listener::take_by_id;
+use super::sink::Sink;
 use super::socket::{Context, Role, Socket, State};
 use super::syscall;
 use crate::error::{Error, ErrorKind, Rejected};

@@ -4,9 +4,9 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::central::Sink;
 use super::file::{Deliver, FileService};
 use super::poller::Poller;
+use super::sink::Sink;
 use super::socket::{Socket, SourceKind};
 use crate::buffer::Pool;
 use crate::error::Error;

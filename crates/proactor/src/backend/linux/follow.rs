@@ -90,8 +90,9 @@ mod tests {
     use std::time::Duration;
 
     use crate::backend::epoll::EpollDriver;
-    use crate::backend::linux::central::{Central, Sink};
+    use crate::backend::linux::central::Central;
     use crate::backend::linux::poller::Poller;
+    use crate::backend::linux::sink::Sink;
     use crate::backend::linux::syscall;
 
     #[test]

@@ -4,7 +4,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `engine` | the port: register a thread, dequeue, post, close |
-//! | `central` | the shared queue, parked threads, slots (the concurrency limit) |
+//! | `central` | the shared queue, parked threads, who holds a slot (the concurrency limit) |
+//! | `slot`, `sink` | what others see of a worker; where finished operations go |
 //! | `counters` | what workers count; the snapshot |
 //! | `worker` | one thread that dequeues: its queue, its driver, its lock |
 //! | `watch` | finding threads that are stuck in a handler, and taking over from them |
@@ -32,6 +33,8 @@ mod models;
 pub(crate) mod poller;
 mod queue;
 mod residents;
+pub(crate) mod sink;
+mod slot;
 pub(crate) mod socket;
 pub(crate) mod stream;
 mod stream_receive;

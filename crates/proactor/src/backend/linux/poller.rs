@@ -3,10 +3,10 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
 use super::residents::{FOLLOW_TOKEN, Residents, WAKE_TOKEN};
+use super::sink::Sink;
 use super::socket::{Context, Socket};
 use super::syscall;
 use crate::error::Error;

@@ -10,12 +10,12 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::SockRef;
 
-use super::central::Sink;
 use super::datagram::Datagrams;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::errno::{error_of, kind_of};
 use super::listener::Listener;
+use super::sink::Sink;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::backend::BackendSource;

@@ -6,10 +6,10 @@
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::errno::{error_of, kind_of};
 use super::queue::{LateQueue, ShortQueue};
+use super::sink::Sink;
 use super::socket::{Context, Role, Socket, State};
 use super::syscall;
 use crate::buffer::PoolBuffer;

@@ -5,10 +5,10 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
 use super::queue::LateQueue;
+use super::sink::Sink;
 use super::socket::{Context, Role, Socket, State};
 use super::stream::{Connection, End, Receiving, Stream};
 use super::syscall;

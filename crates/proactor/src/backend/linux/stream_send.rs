@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::errno::error_of;
+use super::sink::Sink;
 use super::socket::{Context, Role, Socket, State};
 use super::stream::{Connection, End, Stream};
 use super::syscall::{self, GATHER_LIMIT, IoSlice};

@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use super::central::Sink;
 use super::driver::Driver;
 use super::engine::Engine;
+use super::sink::Sink;
 use super::worker::{Local, Worker};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;

@@ -6,13 +6,14 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use super::central::{Sink, Slot};
 use super::counters::WorkerCounters;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::errno::error_of;
 use super::follow::Followed;
 use super::poller::Poller;
+use super::sink::Sink;
+use super::slot::Slot;
 use super::socket::{Context, Socket};
 use super::syscall;
 use super::watch::Sightings;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::homes::STARVED_TICK;
 use super::{Engine, lock};
-use crate::backend::linux::central::Sink;
 use crate::backend::linux::driver::Driver;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::worker::{Local, Worker};
 use crate::backend::timers::TimerQueue;
 use crate::sync::atomic::Ordering;

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use crate::backend::linux::central::{Park, Sink};
+use crate::backend::linux::central::Park;
 use crate::backend::linux::driver::{Driver, Wait};
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::watch::Watch;
 use crate::backend::linux::worker::{Local, Worker};
 use crate::error::DequeueError;

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Engine, lock};
-use crate::backend::linux::central::Sink;
 use crate::backend::linux::counters::inherit;
 use crate::backend::linux::driver::Driver;
 use crate::backend::linux::errno::error_of;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Context, Socket, SourceKind};
 use crate::backend::linux::syscall;
 use crate::backend::linux::worker::{self, Local, Worker};

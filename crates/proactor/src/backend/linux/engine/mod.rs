@@ -6,13 +6,14 @@ mod homes;
 
 use std::time::{Duration, Instant};
 
-use crate::backend::linux::central::{Central, Sink};
+use crate::backend::linux::central::Central;
 use crate::backend::linux::datagram::Datagrams;
 use crate::backend::linux::driver::{Driver, Wait};
 use crate::backend::linux::file::{Deliver, FileService};
 use crate::backend::linux::file_operation::check_servable;
 use crate::backend::linux::file_source::FileSource;
 use crate::backend::linux::listener::Listener;
+use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Context, Role, Socket, SourceKind};
 use crate::backend::linux::stream::Stream;
 use crate::backend::linux::worker::{self, Local, Worker};

@@ -10,7 +10,8 @@ use shuttle::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use shuttle::sync::{Arc, Barrier, Mutex};
 use shuttle::thread;
 
-use super::super::central::{Central, Park, Slot};
+use super::super::central::{Central, Park};
+use super::super::slot::Slot;
 use super::super::syscall;
 use super::{explore, explore_in_order};
 use crate::port::Completion;
