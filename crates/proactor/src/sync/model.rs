@@ -60,6 +60,13 @@ pub(crate) fn happen<R>(act: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Lets `time` go by, and then does something.
+pub(crate) fn pass(time: Duration, act: impl FnOnce()) {
+    let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    KERNEL.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+    act();
+}
+
 /// Waits until `poll`, which does not wait, has events or an error.
 pub(crate) fn wait(
     timeout: Option<Duration>,

@@ -27,7 +27,8 @@ impl Driver for EpollDriver {
     const STREAMS_BY_READINESS: bool = true;
     const KNOWS_COMPLETIONS: bool = false;
 
-    fn open(config: &Config, _poller: &Poller<Self>, _wake: RawFd) -> Result<Self, Error> {
+    fn open(config: &Config, poller: &Poller<Self>, wakes: [RawFd; 2]) -> Result<Self, Error> {
+        wakes.into_iter().try_for_each(|wake| poller.watch_wake(wake))?;
         let pool = Pool::new(config.receive_buffer_bytes, config.maximum_receive_buffers);
         Ok(Self { pool, wait_calls: 0 })
     }

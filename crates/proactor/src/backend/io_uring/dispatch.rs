@@ -18,6 +18,7 @@ pub(super) enum Tag {
     Wake = 2,
     Epoll = 3,
     Cancel = 4,
+    Alarm = 5,
 }
 
 const TAG_MASK: u64 = 7;
@@ -64,6 +65,7 @@ impl RingDriver {
                 tag if tag == Tag::Receive as u64 => self.received(event, worker, sink),
                 tag if tag == Tag::Send as u64 => self.sent(event, worker, sink),
                 tag if tag == Tag::Wake as u64 => self.polled(Tag::Wake, event, worker),
+                tag if tag == Tag::Alarm as u64 => self.polled(Tag::Alarm, event, worker),
                 tag if tag == Tag::Epoll as u64 => self.polled(Tag::Epoll, event, worker),
                 _ => {}
             }

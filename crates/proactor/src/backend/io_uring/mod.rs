@@ -55,7 +55,7 @@ pub(crate) struct RingDriver {
     gathers: Vec<Box<Gather>>,
     gathers_used: usize,
     events: Vec<Event>,
-    /// Requests that the kernel holds: receives, and the two polls.
+    /// Requests that the kernel holds: receives, and the three polls.
     armed: usize,
     /// The epoll set has events.
     epoll_ready: bool,
@@ -63,7 +63,8 @@ pub(crate) struct RingDriver {
     exhausted: bool,
     /// Polls that ended while another thread collected: the owner asks for them again.
     polls_ended: Vec<Tag>,
-    wake: RawFd,
+    /// The worker's eventfd, and its alarm.
+    wakes: [RawFd; 2],
     epoll: RawFd,
     wait_calls: u64,
 }
@@ -82,7 +83,7 @@ impl Driver for RingDriver {
     const STREAMS_BY_READINESS: bool = false;
     const KNOWS_COMPLETIONS: bool = true;
 
-    fn open(config: &Config, poller: &Poller<Self>, wake: RawFd) -> Result<Self, Error> {
+    fn open(config: &Config, poller: &Poller<Self>, wakes: [RawFd; 2]) -> Result<Self, Error> {
         let to_error = |error| error_from_io(OperationKind::Dequeue, &error);
         let mut builder = IoUring::builder();
         builder
@@ -110,12 +111,13 @@ impl Driver for RingDriver {
             epoll_ready: true,
             exhausted: false,
             polls_ended: Vec::new(),
-            wake,
+            wakes,
             epoll: poller.epoll_fd(),
             wait_calls: 0,
         };
-        driver.arm_poll(Tag::Wake)?;
-        driver.arm_poll(Tag::Epoll)?;
+        for tag in [Tag::Wake, Tag::Alarm, Tag::Epoll] {
+            driver.arm_poll(tag)?;
+        }
         Ok(driver)
     }
 
@@ -267,9 +269,13 @@ impl RingDriver {
         pushed.expect("who pushes has asked for room");
     }
 
-    /// Polls the wake-up descriptor or the epoll set, by edges, until told otherwise.
+    /// Polls what wakes the worker, or the epoll set, by edges, until told otherwise.
     fn arm_poll(&mut self, tag: Tag) -> Result<(), Error> {
-        let fd = if tag == Tag::Wake { self.wake } else { self.epoll };
+        let fd = match tag {
+            Tag::Wake => self.wakes[0],
+            Tag::Alarm => self.wakes[1],
+            _ => self.epoll,
+        };
         let flags = libc::POLLIN as u32;
         let entry = opcode::PollAdd::new(Fd(fd), flags).multi(true).build();
         self.push(&entry.user_data(tag.alone()))?;

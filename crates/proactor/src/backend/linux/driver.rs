@@ -32,8 +32,9 @@ pub(crate) trait Driver: Send + Sized + 'static {
     /// Whether `has_completions` knows. Else only a turn can tell.
     const KNOWS_COMPLETIONS: bool;
 
-    /// Opens the interface for the calling thread, to be woken by `wake`, an eventfd.
-    fn open(config: &Config, poller: &Poller<Self>, wake: RawFd) -> Result<Self, Error>;
+    /// Opens the interface for the calling thread, to be woken by either of `wakes`: an eventfd and
+    /// a timerfd.
+    fn open(config: &Config, poller: &Poller<Self>, wakes: [RawFd; 2]) -> Result<Self, Error>;
     /// The service for files, one per port; it starts its threads when it is first used.
     fn file_service(config: &Config, deliver: Weak<dyn Deliver>) -> Arc<dyn FileService>;
     /// What the worker's epoll set watches a source of this kind for, from the start.

@@ -87,6 +87,7 @@ fn has_idle_follower<D: Driver>(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::time::Duration;
 
     use crate::backend::epoll::EpollDriver;
@@ -97,9 +98,10 @@ mod tests {
 
     #[test]
     fn what_comes_for_a_followed_worker_wakes_its_follower_until_that_ends() {
-        let wakes = [syscall::eventfd().unwrap(), syscall::eventfd().unwrap()];
-        let follower = Poller::<EpollDriver>::new(&wakes[0]).unwrap();
-        let stuck = Poller::<EpollDriver>::new(&wakes[1]).unwrap();
+        let wake = syscall::eventfd().unwrap();
+        let follower = Poller::<EpollDriver>::new().unwrap();
+        let stuck = Poller::<EpollDriver>::new().unwrap();
+        stuck.watch_wake(wake.as_raw_fd()).unwrap();
         let central = Central::new(1);
         let poll = |timeout| {
             let mut sink = Sink::new(&central, None);
@@ -107,12 +109,12 @@ mod tests {
         };
         follower.follow(&stuck, 7).unwrap();
         assert_eq!(poll(Duration::ZERO), 0);
-        syscall::eventfd_signal(&wakes[1]);
+        syscall::eventfd_signal(&wake);
         assert_eq!(poll(Duration::from_secs(20)), 1);
         assert!(follower.take_followed_ready());
         assert!(!follower.take_followed_ready());
         follower.unfollow(&stuck);
-        syscall::eventfd_signal(&wakes[1]);
+        syscall::eventfd_signal(&wake);
         assert_eq!(poll(Duration::ZERO), 0);
         assert!(!follower.has_followed_ready());
     }

@@ -8,13 +8,15 @@
 //! | `slot`, `sink` | what others see of a worker; where finished operations go |
 //! | `counters` | what workers count; the snapshot |
 //! | `worker` | one thread that dequeues: its queue, its driver, its lock |
-//! | `watch` | finding threads that are stuck in a handler, and taking over from them |
+//! | `watch`, `alarm` | who looks after the busy threads, and when |
+//! | `rescue` | finding threads that are stuck in a handler, and taking over from them |
 //! | `follow` | letting the sockets of a stuck thread wake an idle one |
 //! | `source`, `stream`, `listener`, `datagram` | a source and its pending operations |
 //! | `file` | what a driver's file service supplies |
 //! | `driver` | what a kernel interface supplies |
 //! | `syscall`, `errno` | raw calls and their errors |
 
+mod alarm;
 pub(crate) mod central;
 mod counters;
 mod datagram;
@@ -32,6 +34,7 @@ mod listener;
 mod models;
 pub(crate) mod poller;
 mod queue;
+mod rescue;
 mod residents;
 pub(crate) mod sink;
 mod slot;

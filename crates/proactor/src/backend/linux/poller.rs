@@ -31,14 +31,10 @@ pub(crate) struct Poller<D: Driver> {
 }
 
 impl<D: Driver> Poller<D> {
-    /// A set that watches `wake` under the wake-up token.
-    pub(crate) fn new(wake: &OwnedFd) -> Result<Self, Error> {
-        let to_error = |errno| error_of(OperationKind::Dequeue, errno);
-        let epoll = syscall::epoll_create().map_err(to_error)?;
-        // Edge-triggered: each signal is an event, and the counter need never be read.
-        let interest = (libc::EPOLLIN | libc::EPOLLET) as u32;
-        syscall::epoll_control(&epoll, libc::EPOLL_CTL_ADD, wake.as_raw_fd(), interest, WAKE_TOKEN)
-            .map_err(to_error)?;
+    /// An empty set.
+    pub(crate) fn new() -> Result<Self, Error> {
+        let epoll = syscall::epoll_create();
+        let epoll = epoll.map_err(|errno| error_of(OperationKind::Dequeue, errno))?;
         Ok(Self {
             epoll,
             residents: Mutex::new(Residents::new()),
@@ -47,6 +43,14 @@ impl<D: Driver> Poller<D> {
             rescue_on: AtomicBool::new(false),
             followed_ready: AtomicBool::new(false),
         })
+    }
+
+    /// From now on a signal at `wake` ends a wait here.
+    pub(crate) fn watch_wake(&self, wake: RawFd) -> Result<(), Error> {
+        // Edge-triggered: each signal is an event, and the counter need never be read.
+        let interest = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        syscall::epoll_control(&self.epoll, libc::EPOLL_CTL_ADD, wake, interest, WAKE_TOKEN)
+            .map_err(|errno| error_of(OperationKind::Dequeue, errno))
     }
 
     /// The epoll descriptor, for a ring to poll.

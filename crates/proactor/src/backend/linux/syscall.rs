@@ -50,6 +50,37 @@ pub(crate) fn eventfd_signal(fd: &OwnedFd) {
     signal();
 }
 
+/// `timerfd_create(2)` on the clock of `Instant`, not set. In the models it is an eventfd.
+pub(crate) fn timer() -> Result<OwnedFd, i32> {
+    #[cfg(all(test, proactor_model))]
+    return eventfd();
+    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+    // SAFETY: as in `epoll_create`.
+    #[cfg(not(all(test, proactor_model)))]
+    return unsafe {
+        check(libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)).map(|fd| OwnedFd::from_raw_fd(fd))
+    };
+}
+
+/// `timerfd_settime(2)`: whoever polls the timer is woken once in `after`, or (`None`) not at all.
+pub(crate) fn timer_set(timer: &OwnedFd, after: Option<Duration>) {
+    #[cfg(all(test, proactor_model))]
+    if let Some(after) = after {
+        return crate::sync::model::pass(after, || eventfd_signal(timer));
+    }
+    // Zero would mean never.
+    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let value = libc::timespec {
+        tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: after.subsec_nanos().into(),
+    };
+    let spec = libc::itimerspec { it_interval: zero, it_value: value };
+    // SAFETY: `spec` lives for the call, and nothing is written back. It cannot fail: the descriptor
+    // is a timer, and the time is in range.
+    unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+}
+
 /// `epoll_ctl(2)` with one of `EPOLL_CTL_ADD`, `_MOD`, `_DEL`.
 pub(crate) fn epoll_control(
     epoll: &OwnedFd,

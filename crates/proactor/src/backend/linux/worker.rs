@@ -6,17 +6,18 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use super::alarm::Alarm;
 use super::counters::WorkerCounters;
 use super::driver::Driver;
 use super::engine::Engine;
 use super::errno::error_of;
 use super::follow::Followed;
 use super::poller::Poller;
+use super::rescue::Sightings;
 use super::sink::Sink;
 use super::slot::Slot;
 use super::socket::{Context, Socket};
 use super::syscall;
-use super::watch::Sightings;
 use crate::buffer::Pool;
 use crate::error::Error;
 use crate::operation::OperationKind;
@@ -40,6 +41,10 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) pool: Arc<Pool>,
     /// The worker that its sockets wake while it is stuck, and in which turn; see `follow`.
     pub(crate) follower: AtomicU64,
+    /// Ends its sleep when it is to look after others; see `watch`.
+    pub(crate) alarm: Alarm,
+    /// The turn in which it was found to have left for good without saying so; 0: none.
+    pub(crate) gone_turn: AtomicU64,
 }
 
 /// What only the holder of the worker's lock touches.
@@ -60,9 +65,11 @@ pub(crate) struct Local<D: Driver> {
 impl<D: Driver> Worker<D> {
     /// Makes the calling thread a worker of `engine`.
     pub(crate) fn open(engine: &Engine<D>, index: usize) -> Result<Arc<Self>, Error> {
-        let wake = syscall::eventfd().map_err(|errno| error_of(OperationKind::Dequeue, errno))?;
-        let poller = Poller::new(&wake)?;
-        let driver = D::open(&engine.config, &poller, wake.as_raw_fd())?;
+        let to_error = |errno| error_of(OperationKind::Dequeue, errno);
+        let wake = syscall::eventfd().map_err(to_error)?;
+        let alarm = Alarm::new().map_err(to_error)?;
+        let poller = Poller::new()?;
+        let driver = D::open(&engine.config, &poller, [wake.as_raw_fd(), alarm.raw_fd()])?;
         let pool = Arc::clone(driver.pool());
         let slot = Arc::new(Slot::new(index, wake));
         Ok(Arc::new(Self {
@@ -82,6 +89,8 @@ impl<D: Driver> Worker<D> {
             counters: WorkerCounters::default(),
             pool,
             follower: AtomicU64::new(0),
+            alarm,
+            gone_turn: AtomicU64::new(0),
         }))
     }
 

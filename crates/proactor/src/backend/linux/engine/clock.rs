@@ -13,7 +13,7 @@ use crate::sync::now as clock;
 
 impl<D: Driver> Engine<D> {
     /// Nanoseconds since the engine was made.
-    pub(super) fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(clock().saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 

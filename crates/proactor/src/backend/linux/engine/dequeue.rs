@@ -6,7 +6,6 @@ use super::Engine;
 use crate::backend::linux::central::Park;
 use crate::backend::linux::driver::{Driver, Wait};
 use crate::backend::linux::sink::Sink;
-use crate::backend::linux::watch::Watch;
 use crate::backend::linux::worker::{Local, Worker};
 use crate::error::DequeueError;
 use crate::port::Completion;
@@ -131,14 +130,18 @@ impl<D: Driver> Engine<D> {
     ) -> Result<(), DequeueError> {
         match self.central.park(&worker.slot, &mut local.queue) {
             Park::Closed => return Err(DequeueError::Closed),
-            Park::Work => return Ok(()),
+            Park::Work => {
+                // Others may have taken it for asleep.
+                self.hand_watch_on(worker);
+                return Ok(());
+            }
             Park::Parked => {}
         }
-        let mut watch = Watch::begin(self);
-        let result = self.sleep(worker, local, deadline, &mut watch);
+        self.take_watch(worker);
+        let result = self.sleep(worker, local, deadline);
         self.stop_keeping_time(worker);
         self.central.unpark(&worker.slot, !local.queue.is_empty());
-        watch.end(self, worker);
+        self.hand_watch_on(worker);
         result
     }
 
@@ -147,16 +150,13 @@ impl<D: Driver> Engine<D> {
         worker: &Arc<Worker<D>>,
         local: &mut Local<D>,
         deadline: Option<Instant>,
-        watch: &mut Watch,
     ) -> Result<(), DequeueError> {
         loop {
             // `parked` is set: whoever hands something over from now on signals the eventfd.
             if worker.has_inbox() || self.central.is_closed() {
                 return Ok(());
             }
-            let tick = watch.tick(self);
-            let timeout = self.longest_sleep(worker, deadline, tick);
-            let ticked = tick.is_some() && timeout == tick;
+            let timeout = self.longest_sleep(worker, deadline, self.time_to_look(worker));
             self.turn(worker, local, Wait::Upto(timeout))?;
             if self.starved_are_due() {
                 return Ok(());
@@ -170,11 +170,7 @@ impl<D: Driver> Engine<D> {
             if deadline.is_some_and(|deadline| clock() >= deadline) {
                 return Ok(());
             }
-            if ticked || worker.poller.has_followed_ready() {
-                watch.look(self, worker, local);
-            } else {
-                watch.begin_again(self);
-            }
+            self.look_if_due(worker, local);
             if worker.slot.is_held() {
                 return Ok(());
             }

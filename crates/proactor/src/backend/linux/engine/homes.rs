@@ -62,8 +62,7 @@ impl<D: Driver> Engine<D> {
         }
         drop(local);
         // Who sleeps did not watch while there was nobody else.
-        self.quiet.store(false, Ordering::SeqCst);
-        self.wake_a_watcher(&worker);
+        self.hand_watch_on(&worker);
         Ok(worker)
     }
 

@@ -16,6 +16,7 @@ use crate::backend::linux::listener::Listener;
 use crate::backend::linux::sink::Sink;
 use crate::backend::linux::socket::{Context, Role, Socket, SourceKind};
 use crate::backend::linux::stream::Stream;
+use crate::backend::linux::watch::Watch;
 use crate::backend::linux::worker::{self, Local, Worker};
 use crate::backend::timers::TimerQueue;
 use crate::backend::{Backend, BackendDescription, BackendSource, RawSource};
@@ -23,7 +24,7 @@ use crate::buffer::Pool;
 use crate::error::{DequeueError, Error, ErrorKind, Rejected};
 use crate::operation::{Operation, OperationId, OperationKind};
 use crate::port::{BatchSizes, Completion, Config, PortCounters, PortSnapshot};
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::now as clock;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
@@ -52,11 +53,9 @@ pub(crate) struct Engine<D: Driver> {
     /// The parked worker that sleeps no longer than the next timer; 0: none, else its index + 1.
     timekeeper: AtomicUsize,
     files: Arc<dyn FileService>,
-    pub(crate) watchers: AtomicUsize,
-    pub(crate) has_first_watcher: AtomicBool,
+    pub(crate) watch: Watch,
     /// When a worker was last found stuck, in nanoseconds since `epoch`; 0: never.
     last_stuck: AtomicU64,
-    pub(crate) quiet: AtomicBool,
     pub(crate) rescues: AtomicU64,
     past_dequeued: AtomicU64,
     past_wait_calls: AtomicU64,
@@ -93,10 +92,8 @@ impl<D: Driver> Engine<D> {
             epoch: clock(),
             timekeeper: AtomicUsize::new(0),
             files: D::file_service(config, Weak::clone(me) as Weak<dyn Deliver>),
-            watchers: AtomicUsize::new(0),
-            has_first_watcher: AtomicBool::new(false),
+            watch: Watch::new(),
             last_stuck: AtomicU64::new(0),
-            quiet: AtomicBool::new(false),
             rescues: AtomicU64::new(0),
             past_dequeued: AtomicU64::new(0),
             past_wait_calls: AtomicU64::new(0),
@@ -244,6 +241,9 @@ impl<D: Driver> Backend for Engine<D> {
             let mut local = worker.lock();
             let turn = slot.turn.load(Ordering::Relaxed) | 1;
             slot.turn.store(turn, Ordering::Release);
+            if worker.comes_back() {
+                self.hand_watch_on(&worker);
+            }
             let result = self.dequeue_as(&worker, &mut local, completions, timeout);
             match result {
                 Ok(count) => {
