@@ -9,6 +9,7 @@
 //! once.
 
 use std::io::BufRead;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,7 +155,17 @@ fn describe(room: &proactor::service::groups::Group<Session>) -> String {
     format!("{} ({})", room.name(), room.len())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let chat = Arc::new(Chat { rooms: Groups::new() });
     let server = ServerService::builder(move |_| Client { chat: chat.clone(), place: None })

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +24,17 @@ const THREADS: usize = 4;
 const LISTENER: usize = 0;
 const CONNECTION: usize = 1;
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("echo_server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".into());
     let port = CompletionPort::new(0)?;
     let listener = port.associate(TcpListener::bind(address)?, LISTENER)?;

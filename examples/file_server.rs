@@ -226,13 +226,24 @@ fn file_was_read(completion: Completion) {
     let _ = session.notify(Block(result.map(|_bytes| buffer)));
 }
 
-fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("file_server: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, directory] = &arguments[..] else {
         eprintln!("usage: file_server LISTEN DIRECTORY");
         return Ok(ExitCode::from(2));
     };
-    let root: Arc<Path> = fs::canonicalize(directory)?.into();
+    let root: Arc<Path> =
+        fs::canonicalize(directory).map_err(|error| format!("{directory}: {error}"))?.into();
+    if !root.is_dir() {
+        return Err(format!("{directory}: not a directory").into());
+    }
     let port = Arc::new(CompletionPort::new(0)?);
     let runtime = Runtime::on(Arc::clone(&port));
     // More than may run at once, so that there are spare ones where a file system blocks.

@@ -9,12 +9,23 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use proactor::overlapped::{ApcQueue, Completed, ListenSocket, Routine, StreamSocket, Wake};
 use proactor::{Error, Operation, OperationKind, SendBuffer};
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overlapped_echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".into());
     let queue = ApcQueue::new()?;
     let listener = queue.open(TcpListener::bind(address)?)?;

@@ -117,13 +117,21 @@ impl SessionHandler for End {
     }
 }
 
-fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("relay: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, server] = &arguments[..] else {
         eprintln!("usage: relay LISTEN SERVER");
         return Ok(ExitCode::from(2));
     };
-    let target = server.to_socket_addrs()?.next().ok_or("the server has no address")?;
+    let targets = server.to_socket_addrs().map_err(|error| format!("{server}: {error}"))?;
+    let target = { targets }.next().ok_or("the server has no address")?;
     // Who may speak first, and when, is up to the two ends. The end of a connection takes as long
     // as a slow peer takes to read what is left.
     let timeouts =

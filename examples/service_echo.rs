@@ -2,6 +2,7 @@
 //! `nc 127.0.0.1 7000`; Enter in this terminal stops it in order, twice at once.
 
 use std::io::BufRead;
+use std::process::ExitCode;
 
 use proactor::service::framing::Lines;
 use proactor::service::{DisconnectReason, HandlerResult, ServerService, Session, SessionHandler};
@@ -31,7 +32,17 @@ impl SessionHandler for Echo {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("service_echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let server = ServerService::builder(|_session| Echo { lines: 0 })
         .listen(&address)

@@ -142,5 +142,8 @@ pub fn run(address: &str, bots: usize, time: Duration) -> Result<bool, Box<dyn s
         percentile(50).unwrap_or(&0.0),
         percentile(99).unwrap_or(&0.0),
     );
+    if load(&totals.joined) == 0 {
+        return Err(format!("no bot could join at {address}: is the server there?").into());
+    }
     Ok(load(&totals.lost) == 0 && load(&totals.joined) == bots as u64)
 }
