@@ -10,10 +10,12 @@ mod catalog;
 mod echo;
 mod engine;
 mod idle;
+mod instructions;
 mod light;
 mod open_loop;
 mod process;
 mod report;
+mod rescue;
 mod rounds;
 mod stall;
 mod stats;
@@ -43,6 +45,10 @@ enum ScenarioKind {
     Syscalls,
     /// CPU time, context switches and system calls per message while there are few messages.
     Light,
+    /// Latency of a message to a thread whose handler is blocked.
+    Rescue,
+    /// Instructions in user space per round trip, counted by callgrind.
+    Instructions,
 }
 
 /// Compares echo servers: their CPU time per round trip, their latency beside
@@ -81,7 +87,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     workers: usize,
     /// CPUs of load and servers (default: apart with one worker, else free;
-    /// the stall and light scenarios are always free)
+    /// the stall, light and rescue scenarios are always free)
     #[arg(long, value_enum)]
     placement: Option<Placement>,
     /// Repeat an echo slice, up to 4 times, in which other processes used more
@@ -112,6 +118,15 @@ struct Arguments {
     /// Messages per second of the light scenario
     #[arg(long, default_value_t = 1000.0)]
     light_rate: f64,
+    /// Worker threads of each server in the rescue scenario
+    #[arg(long, default_value_t = 2)]
+    rescue_workers: usize,
+    /// Connections of the rescue scenario
+    #[arg(long, default_value_t = 64)]
+    rescue_connections: usize,
+    /// Probes in a slice of the rescue scenario
+    #[arg(long, default_value_t = 100)]
+    rescue_probes: usize,
     /// Connections of the idle scenario
     #[arg(long, default_value_t = 10_000)]
     idle_connections: usize,
@@ -142,6 +157,7 @@ impl Arguments {
             self.slice_ms = self.slice_ms.min(150);
             self.stall_slice_ms = self.stall_slice_ms.min(1000);
             self.light_slice_ms = self.light_slice_ms.min(1000);
+            self.rescue_probes = self.rescue_probes.min(30);
             self.connections.retain(|&connections| connections <= 50);
             self.sizes.retain(|&size| size <= 4096);
             self.idle_connections = self.idle_connections.min(2000);
@@ -191,6 +207,17 @@ impl Arguments {
             workers: self.stall_workers,
             rounds: self.rounds,
             slice_ms: self.stall_slice_ms,
+            server_cpus: server_cpus.to_vec(),
+            seed: self.seed,
+        }
+    }
+
+    fn rescue_plan(&self, server_cpus: &[usize]) -> rescue::Plan {
+        rescue::Plan {
+            connections: self.rescue_connections.max(2),
+            probes: self.rescue_probes,
+            workers: self.rescue_workers,
+            rounds: self.rounds,
             server_cpus: server_cpus.to_vec(),
             seed: self.seed,
         }
@@ -276,6 +303,9 @@ fn check_descriptors(arguments: &Arguments, servers: usize) -> Result<(), String
     if has(ScenarioKind::Light) {
         needed = needed.max(servers * arguments.light_connections);
     }
+    if has(ScenarioKind::Rescue) {
+        needed = needed.max(servers * arguments.rescue_connections);
+    }
     if has(ScenarioKind::Idle) {
         needed = needed.max(arguments.idle_connections);
     }
@@ -309,12 +339,16 @@ fn measure(
         stall: Vec::new(),
         light_plan: None,
         light: Vec::new(),
+        rescue_plan: None,
+        rescue: Vec::new(),
+        instructions: Vec::new(),
         idle: Vec::new(),
         syscalls: Vec::new(),
     };
     // Those that are always free come first: once the load has a CPU for
     // itself, there is no way back.
-    let is_free = |kind| matches!(kind, ScenarioKind::Stall | ScenarioKind::Light);
+    let is_free =
+        |kind| matches!(kind, ScenarioKind::Stall | ScenarioKind::Light | ScenarioKind::Rescue);
     let mut scenarios = arguments.scenarios.clone();
     scenarios.sort_by_key(|&kind| !is_free(kind));
     let free = Placement::Free.server_cpus()?;
@@ -339,6 +373,14 @@ fn measure(
                 let plan = arguments.light_plan(&free);
                 report.light = light::run(servers, &plan, skipped);
                 report.light_plan = Some(plan);
+            }
+            ScenarioKind::Rescue => {
+                let plan = arguments.rescue_plan(&free);
+                report.rescue = rescue::run(servers, &plan, skipped);
+                report.rescue_plan = Some(plan);
+            }
+            ScenarioKind::Instructions => {
+                report.instructions = instructions::run(servers, workers, &placed, skipped);
             }
             ScenarioKind::Idle => {
                 let connections = arguments.idle_connections;

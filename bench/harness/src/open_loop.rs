@@ -6,6 +6,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -109,6 +110,32 @@ impl OpenLoad {
                 self.receive(event, &mut latencies)?;
             }
         }
+    }
+
+    /// Sends a marked message to one connection and, `after` that, an unmarked one to another; then
+    /// waits for both, and records the latency of the unmarked one.
+    pub fn probe(
+        &mut self,
+        random: &mut Random,
+        mark: u8,
+        after: Duration,
+        latencies: &mut Histogram<u64>,
+    ) -> io::Result<()> {
+        self.send(random.below(self.free.len()), Some(mark), Instant::now())?;
+        thread::sleep(after);
+        self.send(random.below(self.free.len()), None, Instant::now())?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.free.len() < self.connections.len() {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("messages did not return"));
+            }
+            let count = self.epoll.wait(PATIENCE)?;
+            for position in 0..count {
+                let event = self.epoll.event(position);
+                self.receive(event, latencies)?;
+            }
+        }
+        Ok(())
     }
 
     fn send(&mut self, position: usize, mark: Option<u8>, due: Instant) -> io::Result<()> {

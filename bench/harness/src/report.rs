@@ -9,7 +9,7 @@ use crate::echo::{self, Scenario};
 use crate::engine::Measured;
 use crate::stats::Spread;
 use crate::sys::Placement;
-use crate::{idle, light, stall, syscalls};
+use crate::{idle, instructions, light, rescue, stall, syscalls};
 
 /// Everything that one run measured.
 #[derive(Debug, Serialize)]
@@ -36,6 +36,12 @@ pub struct Report {
     pub light_plan: Option<light::Plan>,
     /// Its figures.
     pub light: Vec<light::Results>,
+    /// What the rescue scenario was asked for.
+    pub rescue_plan: Option<rescue::Plan>,
+    /// Its figures.
+    pub rescue: Vec<rescue::Results>,
+    /// Instructions per round trip.
+    pub instructions: Vec<instructions::Results>,
     /// Memory of idle connections.
     pub idle: Vec<idle::Results>,
     /// System calls per round trip.
@@ -77,8 +83,10 @@ impl Report {
         }
         text += &self.stall_table();
         text += &self.light_table();
+        text += &self.rescue_table();
         text += &self.idle_table();
         text += &self.syscalls_table();
+        text += &self.instructions_table();
         for skipped in &self.skipped {
             let _ = writeln!(text, "Left out: {}: {}", skipped.name, skipped.reason);
         }
@@ -200,6 +208,47 @@ impl Report {
              rounds",
             plan.rate, plan.connections, plan.rounds
         ))
+    }
+
+    fn rescue_table(&self) -> String {
+        let Some(plan) = &self.rescue_plan else {
+            return String::new();
+        };
+        let mut table = Table::new(&["server", "p75, us", "p25, us", "p90, us", "p99, us"]);
+        let mut order: Vec<&rescue::Results> = self.rescue.iter().collect();
+        let p75 = |results: &rescue::Results| results.spread(|slice| slice.p75_us);
+        order.sort_by(|left, right| {
+            let key = |results| p75(results).map_or(f64::INFINITY, |spread| spread.median);
+            key(left).total_cmp(&key(right))
+        });
+        for results in order {
+            table.row(vec![
+                results.name.clone(),
+                show(p75(results), 0),
+                show(results.spread(|slice| slice.p25_us), 0),
+                show(results.spread(|slice| slice.p90_us), 0),
+                show(results.spread(|slice| slice.p99_us), 0),
+            ]);
+        }
+        table.render(&format!(
+            "Latency of a message while a handler has been blocked for 0.3 to 5 ms: {} \
+             connections, {} threads (with two of them p75 is the median of the blocked thread's \
+             connections, p25 of the other's), {} probes, median (min..max) of {} rounds",
+            plan.connections, plan.workers, plan.probes, plan.rounds
+        ))
+    }
+
+    fn instructions_table(&self) -> String {
+        if self.instructions.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(&["server", "instructions per round trip"]);
+        let mut order: Vec<&instructions::Results> = self.instructions.iter().collect();
+        order.sort_by(|left, right| left.per_round_trip.total_cmp(&right.per_round_trip));
+        for results in order {
+            table.row(vec![results.name.clone(), format!("{:.0}", results.per_round_trip)]);
+        }
+        table.render("Instructions in user space, 50 connections, 64 B, counted by callgrind")
     }
 
     fn idle_table(&self) -> String {
