@@ -53,7 +53,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, conflicts_with = "full")]
     pub(crate) quick: bool,
 
-    /// More and longer rounds, and more sessions: about ten minutes.
+    /// More and longer rounds, and more sessions: about twelve minutes for the four models.
     #[arg(long)]
     pub(crate) full: bool,
 

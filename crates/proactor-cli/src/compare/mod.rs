@@ -30,7 +30,7 @@ mod usage;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
@@ -44,6 +44,9 @@ use self::rounds::Setting;
 use self::scenario::ScenarioName;
 use crate::failure::Failure;
 use crate::load::conduct;
+
+/// What a slice takes beside its load: connecting, and the end.
+const SLICE_OVERHEAD: Duration = Duration::from_millis(100);
 
 /// Measures, and reports.
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Failure> {
@@ -91,7 +94,9 @@ fn measure(args: &CompareArgs, participants: &[Participant]) -> Result<Compariso
         [] => ScenarioName::value_variants(),
         chosen => chosen,
     };
-    let progress = Progress::new(!args.quiet, names.len() * participants.len() * extent.rounds);
+    let slices = names.len() * participants.len() * extent.rounds;
+    let progress =
+        Progress::new(!args.quiet, slices, extent.slice + extent.warmup + SLICE_OVERHEAD);
     let setting = Setting {
         participants,
         extent,

@@ -1,7 +1,8 @@
-//! How far a comparison is, on stderr: a bar on a terminal, a line per scenario elsewhere.
+//! How far a comparison is, on stderr: a bar on a terminal, a line per scenario elsewhere; and how
+//! long it will take.
 
 use std::io::{IsTerminal, stderr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -9,11 +10,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) struct Progress {
     bar: ProgressBar,
     prints_lines: bool,
+    began: Instant,
+    slices: usize,
+    /// How long a slice takes by the plan.
+    slice: Duration,
 }
 
 impl Progress {
-    /// For so many slices in all; shows nothing if it is not wanted.
-    pub(crate) fn new(is_wanted: bool, slices: usize) -> Self {
+    /// For so many slices in all, each of which is to take so long; shows nothing if it is not
+    /// wanted.
+    pub(crate) fn new(is_wanted: bool, slices: usize, slice: Duration) -> Self {
         let is_terminal = stderr().is_terminal();
         let target = if is_wanted && is_terminal {
             ProgressDrawTarget::stderr_with_hz(10)
@@ -25,12 +31,17 @@ impl Progress {
             ProgressStyle::with_template("{bar:24} {pos}/{len} slices, {eta} to go  {wide_msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, prints_lines: is_wanted && !is_terminal }
+        let prints_lines = is_wanted && !is_terminal;
+        Self { bar, prints_lines, began: Instant::now(), slices, slice }
     }
 
     /// A scenario begins.
     pub(crate) fn scenario(&self, line: &str) {
-        self.note(line);
+        let done = u32::try_from(self.bar.position()).unwrap_or(u32::MAX);
+        let left = u32::try_from(self.slices).unwrap_or(u32::MAX).saturating_sub(done);
+        // By the plan until the first scenario has shown how long slices take.
+        let slice = if done == 0 { self.slice } else { self.began.elapsed() / done };
+        self.note(&format!("{line}, {} to go", about(slice * left)));
     }
 
     /// A slice begins.
@@ -55,5 +66,25 @@ impl Progress {
     /// Removes the bar.
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A time as people say it: rounded up.
+fn about(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds <= 90.0 => format!("about {:.0} s", seconds.ceil()),
+        seconds => format!("about {:.0} min", (seconds / 60.0).ceil()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_in_a_word() {
+        assert_eq!(about(Duration::from_millis(1)), "about 1 s");
+        assert_eq!(about(Duration::from_secs(90)), "about 90 s");
+        assert_eq!(about(Duration::from_secs(91)), "about 2 min");
     }
 }
