@@ -9,7 +9,7 @@ pub(crate) use std::sync::{Arc, OnceLock, PoisonError, TryLockError, Weak};
 
 #[cfg(not(all(test, proactor_model)))]
 mod real {
-    pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
     pub(crate) use std::thread_local;
     use std::time::Instant;
 
@@ -36,5 +36,5 @@ pub(crate) use real::*;
 pub(crate) mod model;
 #[cfg(all(test, proactor_model))]
 pub(crate) use model::{
-    Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic, lock, now, thread_local,
+    Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic, lock, now, thread_local,
 };

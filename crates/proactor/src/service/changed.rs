@@ -1,11 +1,10 @@
 //! Waiting for a change of a state, in the time of the port's world.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::lock::lock;
 use crate::CompletionPort;
 use crate::backend::VirtualCondition;
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, lock};
 
 /// A condition variable, of the system or of a simulated world.
 pub(super) struct Changed {

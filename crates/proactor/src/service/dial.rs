@@ -3,15 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::handler::SessionHandler;
-use super::lock::lock;
 use super::runtime::{Key, Source, Timed};
 use super::session::{Session, SessionId};
 use super::shared::ServiceShared;
 use super::timer_wheel::TimerKey;
+use crate::sync::{Mutex, lock};
 use crate::{Completion, Operation, StreamSocket};
 
 /// Makes the handler where the connection stands.

@@ -8,11 +8,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::error::SendError;
 use super::framing::FrameHead;
-use super::lock::lock;
 use super::phases::Phase;
 use super::session::{Session, SessionId};
 use super::shared::ServiceShared;
 use super::snapshot::{RejectedCounters, ServiceSnapshot};
+use crate::sync::lock;
 
 /// A handle of a service, for handlers and for other threads. It does not keep the service running.
 #[derive(Clone)]

@@ -7,16 +7,16 @@ use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::config::Backoff;
 use super::dial::Dial;
-use super::lock::lock;
 use super::runtime::{Key, Source, Timed};
 use super::session::SessionId;
 use super::shared::ServiceShared;
 use super::timer_wheel::TimerKey;
+use crate::sync::{Mutex, lock};
 use crate::{Completion, Operation, StreamSocket};
 
 /// Where to connect to.

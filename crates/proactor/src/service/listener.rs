@@ -6,17 +6,17 @@ use std::net::{SocketAddr, TcpListener};
 #[cfg(unix)]
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 #[cfg(unix)]
 use socket2::{Domain, Socket, Type};
 
-use super::lock::lock;
 use super::runtime::{Key, Source};
 use super::session::SessionId;
 use super::shared::ServiceShared;
+use crate::sync::{Mutex, lock};
 use crate::{Accepted, Completion, ErrorKind, ListenSocket, Operation, OperationKind};
 
 /// How long an accept that failed pauses, for want of a descriptor or of anything else.

@@ -69,7 +69,6 @@ mod handler;
 pub mod job_queue;
 mod link;
 mod listener;
-mod lock;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod phases;

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::lock::lock;
 use super::shared::ServiceShared;
+use crate::sync::lock;
 
 /// How long aborted sessions are waited for: their last callbacks have to return.
 const ABORT_TIME: Duration = Duration::from_secs(5);

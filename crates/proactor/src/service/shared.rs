@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use super::changed::Changed;
 use super::config::{Limits, Timeouts, WaterMarks};
@@ -12,12 +12,12 @@ use super::error::DisconnectReason;
 use super::filter::{Filter, FilterError, FilterFactory, NoFilter};
 use super::framing::Framing;
 use super::handler::{HandlerResult, SessionHandler};
-use super::lock::lock;
 use super::phases::Phase;
 use super::runtime::{Key, RuntimeShared};
 use super::session::{Session, SessionCounters, SessionId, SessionShared};
 use super::snapshot::{Counters, HandlerTime};
 use crate::StreamSocket;
+use crate::sync::{Mutex, lock};
 
 /// Bytes that each session may have queued without asking the service's limit, so that short
 /// messages of different sessions do not meet at one counter.

@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicBool as PlainBool, AtomicU64 as PlainU64, Ordering
 use std::time::{Duration, Instant};
 
 use shuttle::rand::Rng;
-use shuttle::sync::Condvar;
-pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
 pub(crate) use shuttle::thread_local;
 
 /// The longest wait that ends by its timeout.

@@ -7,14 +7,14 @@ use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::error::StartError;
 use super::job_queue::PortScheduler;
-use super::lock::lock;
 use super::timer_wheel::TimerKey;
 use crate::backend::JoinThread;
+use crate::sync::{Mutex, lock, thread_local};
 use crate::{Builder, Completion, CompletionPort, DequeueError};
 
 pub(super) use registry::{Key, Registry, Source};
@@ -248,7 +248,7 @@ impl RuntimeShared {
 
     /// Whether the calling thread is handling a packet of this runtime.
     pub(super) fn is_handling(&self) -> bool {
-        HANDLING.get() == std::ptr::from_ref(self) as usize
+        HANDLING.with(Cell::get) == std::ptr::from_ref(self) as usize
     }
 
     /// Asks for a packet with `key`, of which the source makes what it likes; `false` where the
@@ -282,15 +282,15 @@ impl RuntimeShared {
     }
 
     #[allow(clippy::result_large_err)]
-    fn dispatch(&self, completion: Completion) -> Result<(), Completion> {
+    pub(super) fn dispatch(&self, completion: Completion) -> Result<(), Completion> {
         let Some(key) = Key::from_completion_key(completion.key()) else { return Err(completion) };
         let Some(source) = self.registry.get(key) else {
             debug_assert!(false, "a packet came for a place that was given back: {completion:?}");
             return Ok(());
         };
-        let before = HANDLING.replace(std::ptr::from_ref(self) as usize);
+        let before = HANDLING.with(|handling| handling.replace(std::ptr::from_ref(self) as usize));
         let outcome = catch_unwind(AssertUnwindSafe(|| source.completed(completion)));
-        HANDLING.set(before);
+        HANDLING.with(|handling| handling.set(before));
         if outcome.is_err() {
             // Callbacks of the program are caught nearer to them.
             tracing::error!("the service layer panicked; the worker goes on");

@@ -4,10 +4,10 @@
 //! the key to the session is walked for each message. It takes the lock of one place and no other:
 //! places never move, and segments of them are added, never removed.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
-use super::super::lock::lock;
 use crate::Completion;
+use crate::sync::{Mutex, lock};
 
 /// Keys of this layer have the highest bit set; all others are the program's own.
 const OWN_KEYS: usize = 1 << (usize::BITS - 1);

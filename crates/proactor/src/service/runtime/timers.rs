@@ -1,11 +1,11 @@
 //! The runtime's timers: one timer wheel, and at the port one timer for whatever is due next.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::super::lock::lock;
 use super::super::recycle;
 use super::super::timer_wheel::{TimerKey, TimerWheel};
+use crate::sync::{Mutex, lock};
 use crate::{Completion, CompletionPort, OperationId};
 
 /// How exact the timers are.

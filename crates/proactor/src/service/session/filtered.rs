@@ -6,17 +6,17 @@
 //! one of the queue of sends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use super::super::error::DisconnectReason;
 use super::super::filter::{Filter, FilterError};
-use super::super::lock::lock;
 use super::super::recycle;
 use super::core::Core;
 use super::mailbox::{Ending, Received};
 use super::outgoing::{Batch, Outgoing};
 use super::receive::Plain;
 use super::{ENDING, Session, SessionShared};
+use crate::sync::{MutexGuard, lock};
 use crate::{PoolBuffer, SendBuffer};
 
 /// What a filter may add to a piece that is sent: TLS needs less than half of it.
@@ -170,8 +170,7 @@ impl SessionShared {
         };
         recycle::keep_list(buffers);
         if let Err(error) = outcome {
-            self.send_ended(&mut lock(&self.outgoing), 0);
-            self.request_end(DisconnectReason::Filter(error), Ending::Abrupt);
+            self.send_failed(DisconnectReason::Filter(error));
             return None;
         }
         Some(Batch::One(SendBuffer::Owned(wire)))

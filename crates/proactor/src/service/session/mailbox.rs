@@ -76,6 +76,8 @@ pub(super) struct Mailbox {
     backlog: Option<Box<Backlog>>,
     /// The number of the next packet of the continuous receive.
     next_sequence: u64,
+    /// Packets of sends that came to be known here.
+    pub(super) noted_sends: u16,
     /// Bytes whose `sent` was not called yet.
     pub(super) sent_bytes: usize,
     /// A packet that makes a worker run the session is on its way.

@@ -14,6 +14,8 @@
 mod core;
 mod filtered;
 mod mailbox;
+#[cfg(all(test, proactor_model, target_os = "linux"))]
+mod models;
 mod outgoing;
 mod receive;
 mod run;
@@ -25,8 +27,8 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,9 +41,10 @@ use super::error::{DisconnectReason, NotifyError, SendError};
 use super::filter::{Filter, FilterError};
 use super::groups::Member;
 use super::handle::ServiceHandle;
-use super::lock::lock;
 use super::runtime::{Key, Source};
 use super::shared::ServiceShared;
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, lock};
 use crate::{Completion, OperationKind, PoolBuffer, SendBuffer, StreamSocket};
 
 /// Names a session in its process: no two have the same, ever.

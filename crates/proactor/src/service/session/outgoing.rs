@@ -28,6 +28,8 @@ pub(super) struct Outgoing {
     pub(super) in_flight: bool,
     /// No further send is taken.
     pub(super) refusing: bool,
+    /// Packets of sends that were accounted for: the mailbox learns of each a moment later.
+    pub(super) completed_sends: u16,
     /// How often the queue has risen over the high mark and fallen to the low one: an odd number
     /// while it is over the mark.
     pub(super) crossings: u32,
@@ -151,6 +153,7 @@ impl Outgoing {
             queue: None,
             in_flight: false,
             refusing: false,
+            completed_sends: 0,
             crossings: 0,
             progress_ms: 0,
             sent_bytes: 0,

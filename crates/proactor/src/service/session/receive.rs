@@ -12,13 +12,13 @@ use std::sync::atomic::Ordering;
 use super::super::error::DisconnectReason;
 use super::super::framing::{Decoded, FrameError, decode_checked};
 use super::super::handler::HandlerResult;
-use super::super::lock::lock;
 use super::super::recycle;
 use super::core::Core;
 use super::mailbox::{Ending, Received};
 use super::run::Next;
 use super::{ENDING, OVER_MARK, PAUSED, SHAKEN, Session, SessionShared};
 use crate::PoolBuffer;
+use crate::sync::lock;
 
 /// The rest of a frame is copied in steps of at least this much, where its length is not known.
 const STEP_BYTES: usize = 1024;

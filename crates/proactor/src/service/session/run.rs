@@ -9,11 +9,11 @@ use super::super::error::DisconnectReason;
 use super::super::filter::FilterError;
 use super::super::framing::Decoder;
 use super::super::handler::{AfterEnd, HandlerResult, SessionHandler};
-use super::super::lock::lock;
 use super::core::{Core, Stage, close_abruptly};
 use super::mailbox::{Ending, Mailbox, Received, Signals};
 use super::receive::{Chunk, Piece, Stop, has_input};
 use super::{Session, SessionShared};
+use crate::sync::lock;
 use crate::{Error, Operation};
 
 /// A session that has still something to do after so many steps lets others go first.
@@ -384,6 +384,7 @@ impl SessionShared {
         }
         let stream = if core.stage == Stage::Closed { outgoing.stream.take() } else { None };
         let in_flight = outgoing.in_flight;
+        let completed_sends = outgoing.completed_sends;
         drop(outgoing);
         drop(stream);
         if core.stage < Stage::Closed && !core.end_is_timed {
@@ -394,7 +395,9 @@ impl SessionShared {
             return false;
         }
         let mut mailbox = lock(&self.mailbox);
-        if mailbox.receiving || mailbox.scheduled {
+        // The thread that has the packet of the last send is about to note it, and signals then.
+        let is_untold = mailbox.noted_sends != completed_sends || mailbox.sent_bytes > 0;
+        if mailbox.receiving || mailbox.scheduled || is_untold {
             return false;
         }
         mailbox.over = true;

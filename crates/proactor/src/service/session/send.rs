@@ -1,19 +1,19 @@
 //! The send path: into the queue from any thread, and out of it one gathered send at a time.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 
 use super::super::config::Overflow;
 use super::super::error::{DisconnectReason, SendError};
 use super::super::framing::FrameHead;
-use super::super::lock::lock;
 use super::super::recycle;
 use super::mailbox::{Ending, Signals};
 use super::outgoing::{Batch, Outgoing, reclaim};
 use super::run::Next;
 use super::{OVER_MARK, SessionShared};
+use crate::sync::{MutexGuard, lock};
 use crate::{Completion, SendBuffer};
 
 impl SessionShared {
@@ -121,10 +121,16 @@ impl SessionShared {
             Batch::Many(list) => stream.send_vectored(operation, list),
         };
         if let Err(rejected) = started {
-            let error = rejected.error();
-            self.send_ended(&mut lock(&self.outgoing), 0);
-            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
+            self.send_failed(DisconnectReason::Failed(rejected.error()));
         }
+    }
+
+    /// What was to be in flight is not, and no packet tells of it.
+    pub(super) fn send_failed(&self, reason: DisconnectReason) {
+        self.send_ended(&mut lock(&self.outgoing), 0);
+        self.request_end(reason, Ending::Abrupt);
+        // An end that was under way already may wait for just that send.
+        self.signal(Signals::LOOK);
     }
 
     /// Accounts for the end of the send in flight, of which `moved_bytes` went out.
@@ -142,6 +148,7 @@ impl SessionShared {
         let mut crossed = false;
         let mut outgoing = lock(&self.outgoing);
         self.send_ended(&mut outgoing, bytes);
+        outgoing.completed_sends = outgoing.completed_sends.wrapping_add(1);
         if error.is_some() {
             self.discard(&mut outgoing);
             drop(outgoing);
@@ -167,6 +174,7 @@ impl SessionShared {
             self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
         }
         let mut mailbox = lock(&self.mailbox);
+        mailbox.noted_sends = mailbox.noted_sends.wrapping_add(1);
         mailbox.sent_bytes += bytes;
         mailbox.signals.add(if crossed { Signals::WATER } else { Signals::LOOK });
         if let Some(core) = mailbox.core.take() {

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::super::config::TransferRate;
 use super::super::error::{DisconnectReason, Timeout};
-use super::super::lock::lock;
 use super::super::runtime::Timed;
 use super::super::timer_wheel::TimerKey;
 use super::mailbox::{Ending, Signals};
 use super::{SHAKEN, SessionShared, milliseconds};
+use crate::sync::lock;
 
 /// A time limit that is over later than this is none: about three years.
 const FAR_MS: u64 = 100_000_000_000;

@@ -43,7 +43,7 @@ mod stream;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -51,7 +51,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
 use super::filter::{Filter, FilterError, FilterFactory};
-use super::lock::lock;
+use crate::sync::{Mutex, lock};
 pub use rustls;
 use stream::TlsStream;
 
