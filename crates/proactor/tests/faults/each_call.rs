@@ -41,6 +41,7 @@ const FAULTS: &[Fault] = &[
     (libc::SYS_io_uring_register, "io_uring_register", &[libc::ENOMEM]),
     (libc::SYS_io_uring_setup, "io_uring_setup", &[libc::ENOMEM, libc::EMFILE, libc::EPERM]),
     (libc::SYS_mmap, "mmap", &[libc::ENOMEM]),
+    (libc::SYS_timerfd_create, "timerfd_create", &[libc::EMFILE, libc::ENFILE, libc::ENOMEM]),
     (libc::SYS_pread64, "pread64", &[libc::EIO, libc::EINTR]),
     (libc::SYS_pwrite64, "pwrite64", &[libc::EIO, libc::ENOSPC, libc::EINTR]),
     (libc::SYS_recvfrom, "recvfrom", &[libc::ENOMEM, libc::ENOBUFS, libc::ECONNRESET, libc::EINTR]),

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::Shutdown;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use proactor::{ErrorKind, Operation, OperationKind};
@@ -84,6 +85,84 @@ on_each_backend! {
         stream.recv_continuous(operation).unwrap();
         peer.write_all(b"three").unwrap();
         assert_eq!(&*chunk(&port), b"three");
+    }
+
+    /// What comes once a cancel is through stays in the kernel, so that its window closes and the
+    /// peer has to wait; the next receive gets it.
+    fn a_cancel_ends_the_reading(ports: &Ports) {
+        for all in [false, true] {
+            let port = ports.open(1);
+            let (stream, mut peer) = tcp_pair();
+            let look = stream.try_clone().unwrap();
+            let stream = port.associate(stream, 1).unwrap();
+            let id = stream.recv_continuous(Operation::new()).unwrap();
+            peer.write_all(b"before").unwrap();
+            assert_eq!(&*chunk(&port), b"before");
+            match all {
+                false => assert!(stream.cancel(id)),
+                true => assert_eq!(stream.cancel_all(), 1),
+            }
+            let operation = check_last(dequeue_within(&port, KIND), Some(ErrorKind::Cancelled));
+            // The thread goes to the kernel, and hears that it reads no more.
+            assert_quiet(&port);
+            peer.write_all(b"behind").unwrap();
+            assert_quiet(&port);
+            // `peek` waits for at most as long as the pair's reads do.
+            let mut bytes = [0; 8];
+            assert_eq!(look.peek(&mut bytes).unwrap(), 6, "it was read ahead");
+            stream.recv_continuous(operation).unwrap();
+            assert_eq!(&*chunk(&port), b"behind");
+        }
+    }
+
+    /// The same where another thread cancels, while the one that serves the stream waits; and a
+    /// receive that is started right behind the cancel gets its bytes.
+    fn a_cancel_from_another_thread_ends_the_reading(ports: &Ports) {
+        let port = ports.shared(1);
+        let (stream, mut peer) = tcp_pair();
+        let look = stream.try_clone().unwrap();
+        let stream = port.associate(stream, 1).unwrap();
+        let (packets, taken) = mpsc::channel();
+        let serving = {
+            let port = Arc::clone(&port);
+            thread::spawn(move || {
+                while let Ok(packet) = port.dequeue(None) {
+                    packets.send(packet).unwrap();
+                }
+            })
+        };
+        let next = || taken.recv_timeout(HANG).unwrap();
+        let mut operation = Operation::new();
+        for round in 0..200 {
+            let id = stream.recv_continuous(operation).unwrap();
+            peer.write_all(b"before").unwrap();
+            assert_eq!(&*next().take_chunk().unwrap(), b"before");
+            assert!(stream.cancel(id));
+            operation = check_last(next(), Some(ErrorKind::Cancelled));
+            if round % 2 == 0 {
+                let id = stream.recv_continuous(operation).unwrap();
+                peer.write_all(b"behind").unwrap();
+                assert_eq!(&*next().take_chunk().unwrap(), b"behind");
+                assert!(stream.cancel(id));
+                operation = check_last(next(), Some(ErrorKind::Cancelled));
+            }
+        }
+        // Until the thread has turned to the kernel after a packet that was posted behind it all.
+        let turn = || {
+            let handled = || {
+                port.post(0, 0, None).unwrap();
+                assert_eq!(next().kind(), OperationKind::Post);
+                port.counters().wait_calls
+            };
+            let before = handled();
+            wait_until("the thread to turn to the kernel", || handled() > before);
+        };
+        turn();
+        peer.write_all(b"behind").unwrap();
+        turn();
+        assert_eq!(look.peek(&mut [0; 8]).unwrap(), 6, "it was read ahead");
+        port.close();
+        serving.join().unwrap();
     }
 
     /// Rule 78: a cancel in the middle of a flow loses no byte, repeats none, and keeps the order.

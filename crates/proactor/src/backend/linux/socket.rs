@@ -376,18 +376,22 @@ impl<D: Driver> BackendSource for Socket<D> {
     fn cancel(&self, operation: OperationId) -> bool {
         self.act(|context| {
             let mut state = self.lock();
-            match &mut state.role {
+            let found = match &mut state.role {
                 Role::Stream(stream) => stream.cancel(self, operation, context.sink),
                 Role::Listener(listener) => listener.cancel(self, operation, context.sink),
                 Role::Datagram(datagrams) => datagrams.cancel(self, operation, context.sink),
-            }
+            };
+            self.stop_unwanted(&mut state, context);
+            found
         })
     }
 
     fn cancel_all(&self) -> usize {
         self.act(|context| {
             let mut state = self.lock();
-            self.end_role(&mut state, ErrorKind::Cancelled, context.sink)
+            let count = self.end_role(&mut state, ErrorKind::Cancelled, context.sink);
+            self.stop_unwanted(&mut state, context);
+            count
         })
     }
 

@@ -40,6 +40,9 @@ pub(crate) enum Receiving {
     Queued,
     /// The kernel has it, from this worker's driver.
     Armed(u32),
+    /// The same, and nobody wants what it brings: its worker is to cancel it, unless a receive is
+    /// started before it gets to that.
+    Unwanted(u32),
     /// The kernel has it, and a cancel is on its way.
     Stopping,
 }

@@ -176,6 +176,12 @@ impl<D: Driver> Socket<D> {
             self.read_ready(stream, context);
             return;
         }
+        if let Receiving::Unwanted(worker) = stream.receiving {
+            match stream.wants_bytes() {
+                true => stream.receiving = Receiving::Armed(worker),
+                false => self.end_receiving(stream, worker, context),
+            }
+        }
         if !stream.wants_bytes() || stream.receiving != Receiving::No || self.is_paused() {
             return;
         }
@@ -318,13 +324,34 @@ impl<D: Driver> Socket<D> {
             }
             stream.connection = Connection::None;
         }
+        let (Receiving::Armed(worker) | Receiving::Unwanted(worker)) = stream.receiving else {
+            return;
+        };
+        self.end_receiving(stream, worker, context);
+        if stream.receiving != Receiving::Stopping {
+            self.attend(state);
+        }
+    }
+
+    /// After a cancel: where no receive is left the kernel stops reading, so that what comes from now
+    /// on stays with it, and the peer has to wait.
+    pub(crate) fn stop_unwanted(&self, state: &mut State<D>, context: &mut Context<'_, '_, D>) {
+        let Role::Stream(stream) = &mut state.role else { return };
         let Receiving::Armed(worker) = stream.receiving else { return };
-        let Some(shared) = self.shared() else { return };
-        if let Some(driver) = context.driver_of(worker as usize) {
+        if stream.receives.is_empty() {
+            self.end_receiving(stream, worker, context);
+            if stream.receiving != Receiving::Stopping {
+                stream.receiving = Receiving::Unwanted(worker);
+                self.attend(state);
+            }
+        }
+    }
+
+    /// Cancels the receive that worker `worker` has in the kernel, where that is the one that acts.
+    fn end_receiving(&self, stream: &mut Stream, worker: u32, context: &mut Context<'_, '_, D>) {
+        if let (Some(driver), Some(shared)) = (context.driver_of(worker as usize), self.shared()) {
             stream.receiving = Receiving::Stopping;
             driver.queue_stop(&shared);
-        } else {
-            self.attend(state);
         }
     }
 
