@@ -103,22 +103,33 @@ fn skipped_under_wine() -> BTreeSet<(String, String)> {
     let mut skipped = BTreeSet::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "rs") {
-            continue;
-        }
-        let file = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        let mut function = String::new();
-        for line in std::fs::read_to_string(&path).unwrap().lines() {
-            let line = line.trim_start();
-            if let Some(rest) = line.strip_prefix("fn ") {
-                function = rest.split('(').next().unwrap().to_owned();
-            } else if let Some(rest) = line.strip_prefix("skip_under_wine!(") {
-                let rule = rest.split(',').next().unwrap();
-                skipped.insert((format!("rule {rule}"), format!("{file}::{function}")));
+        // A test program is a file, or a folder with a file for each topic.
+        let program = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            for topic in std::fs::read_dir(&path).unwrap() {
+                note_skipped(program, &topic.unwrap().path(), &mut skipped);
             }
+        } else {
+            note_skipped(program, &path, &mut skipped);
         }
     }
     skipped
+}
+
+fn note_skipped(program: &str, path: &Path, skipped: &mut BTreeSet<(String, String)>) {
+    if path.extension().is_none_or(|extension| extension != "rs") {
+        return;
+    }
+    let mut function = String::new();
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let line = line.trim_start();
+        if let Some(rest) = line.strip_prefix("fn ") {
+            function = rest.split('(').next().unwrap().to_owned();
+        } else if let Some(rest) = line.strip_prefix("skip_under_wine!(") {
+            let rule = rest.split(',').next().unwrap();
+            skipped.insert((format!("rule {rule}"), format!("{program}::{function}")));
+        }
+    }
 }
 
 /// The list of what Wine does not keep is that of the tests.
