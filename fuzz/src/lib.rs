@@ -1,4 +1,8 @@
-//! What all targets check of a framing, given a stream and how it is cut.
+//! What all targets of framings check, given a stream and how it is cut; what random operations on a
+//! port check is in [`operations`].
+
+#[cfg(target_os = "linux")]
+pub mod operations;
 
 use proactor::service::framing::{FrameHead, FrameReader, Framing};
 

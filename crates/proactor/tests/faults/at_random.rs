@@ -11,6 +11,8 @@ use crate::each_call::{self, alone, is_of_the_library, numbers};
 use crate::inject::{self, Answer, Call};
 use crate::{on_each_backend, program};
 
+/// More sockets than a submission queue has entries.
+const MANY: usize = 700;
 /// Programs that run under random failures, on each backend.
 const STORMS: u64 = 40;
 
@@ -99,6 +101,54 @@ on_each_backend! {
         });
     }
 
+    /// More receives and sends than the submission queue holds, while the kernel refuses to take any:
+    /// each goes out once it does.
+    fn a_full_queue_that_the_kernel_refuses_keeps_what_it_holds(ports: &Ports) {
+        let _alone = alone();
+        let has_room = raise_descriptors(3 * MANY as u64);
+        if ports.name() != "io_uring" || !has_room {
+            return println!("skipped: not on io_uring, or too few descriptors");
+        }
+        let mut seen = 0;
+        let decide = move |_: &Call| {
+            seen += 1;
+            if seen % 4 == 0 { Answer::Pass } else { Answer::Fail(libc::ENOMEM) }
+        };
+        inject::run(&[libc::SYS_io_uring_enter], decide, |faults| {
+            let port = faults.pause(|| {
+                let port = ports.open(1);
+                assert_quiet(&port);
+                port
+            });
+            let pairs: Vec<_> = (0..MANY).map(|_| unix_pair()).collect();
+            let mut ends = Vec::new();
+            for (key, (near, mut far)) in pairs.into_iter().enumerate() {
+                far.write_all(b"in").unwrap();
+                let near = port.associate(near, key).unwrap();
+                near.recv(Operation::new(), Vec::with_capacity(10)).unwrap();
+                near.send(Operation::new(), b"out".to_vec()).unwrap();
+                ends.push((near, far));
+            }
+            let mut left = 2 * MANY;
+            while left > 0 {
+                match port.dequeue(Some(HANG)) {
+                    Ok(completion) => {
+                        completion.result().unwrap();
+                        left -= 1;
+                    }
+                    Err(DequeueError::Failed(error)) => {
+                        assert_eq!(error.kind(), ErrorKind::InsufficientResources);
+                    }
+                    Err(error) => panic!("{error}: {left} packets are missing"),
+                }
+            }
+            for (_, far) in &mut ends {
+                assert_eq!(read_bytes(far, 3), b"out");
+            }
+            faults.stop();
+        });
+    }
+
     /// While the kernel says that it has no memory, a dequeue that waits does not spin, and it ends
     /// in time.
     fn a_kernel_without_memory_is_not_asked_all_the_time(ports: &Ports) {
@@ -127,6 +177,18 @@ on_each_backend! {
             faults.stop();
         });
     }
+}
+
+/// Raises the limit on descriptors as far as the system lets it, and says whether it is enough.
+fn raise_descriptors(wanted: u64) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls work on one struct, which is ours.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        limit.rlim_cur = limit.rlim_max.min(wanted.max(limit.rlim_cur));
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+    }
+    limit.rlim_cur >= wanted
 }
 
 /// Does a send of the library itself, with fewer bytes than it asks for.
