@@ -90,6 +90,38 @@ bugs! {
     IdleNotPutOff,
     /// The drain closes sessions whose sends are still queued.
     DrainLosesQueued,
+    /// Service: who runs a session does not look once more at what came meanwhile.
+    SessionNotLookedAt,
+    /// Service: a session that timed out is told its end twice.
+    DisconnectedTwice,
+    /// Service: a callback comes after `disconnected`.
+    CallbackAfterEnd,
+    /// Service: the last buffer of a gathered send is left out.
+    GatheredForgotten,
+    /// Service: a session's timer that was due is not set again.
+    TimesNotRearmed,
+    /// Service: the timer of a session that is over stays.
+    SessionTimerLeak,
+    /// Service: sessions are disconnected before the time to drain is over.
+    DrainCutShort,
+    /// Service: the handler is not told that the queue has fallen to its low mark.
+    LowWaterLost,
+    /// Service: one session more than the limit is admitted.
+    SessionLimitOffByOne,
+    /// Service: who disconnects stays in its groups.
+    GroupNotLeft,
+    /// Service: what is left of a buffer when receiving pauses is lost.
+    LeftoverLost,
+    /// Service: a buffer that was received before its turn is handed over at once.
+    EarlyChunkAtOnce,
+    /// Service: a send that exceeds the session's limit is taken where there was room before it.
+    QueueLimitIgnored,
+    /// Service: what a queue that is dropped held stays counted against the service.
+    DiscardNotCounted,
+    /// Service: a connection whose session has ended is not made again.
+    NotConnectedAgain,
+    /// Service: an accept that failed is not tried again.
+    AcceptNotTriedAgain,
 }
 
 static ON: AtomicUsize = AtomicUsize::new(usize::MAX);

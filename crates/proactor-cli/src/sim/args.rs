@@ -17,7 +17,7 @@ pub(crate) struct SimArgs {
     /// The first seed.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub(crate) first: u64,
-    /// Only this scenario: chat, streams, queue or devices.
+    /// Only this scenario: chat, streams, queue, devices or service.
     #[arg(long, value_name = "NAME")]
     pub(crate) scenario: Option<String>,
     /// Run this seed alone and print all that happens.

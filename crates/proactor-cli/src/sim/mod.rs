@@ -19,10 +19,24 @@ const SHOWN_LINES: usize = 30;
 
 /// Replays one seed, or looks for one that fails.
 pub(crate) fn run(args: &SimArgs) -> Result<(), Failure> {
+    #[cfg(proactor_planted_bugs)]
+    plant()?;
     match args.replay {
         Some(seed) => replay(&args.plan(seed)?),
         None => hunt(args),
     }
+}
+
+/// Switches on the bug that the environment names: to see what a failure looks like.
+#[cfg(proactor_planted_bugs)]
+fn plant() -> Result<(), Failure> {
+    use proactor::planted::{Bug, plant};
+
+    let Ok(name) = std::env::var("PROACTOR_PLANTED_BUG") else { return Ok(()) };
+    let bug = Bug::ALL.iter().find(|bug| format!("{bug:?}") == name);
+    let bug = bug.ok_or_else(|| Failure::usage(format!("no planted bug is called {name}")))?;
+    plant(Some(*bug));
+    Ok(())
 }
 
 fn hunt(args: &SimArgs) -> Result<(), Failure> {

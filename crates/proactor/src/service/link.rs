@@ -246,7 +246,9 @@ impl Link {
                 state.failures = 0;
             }
         }
-        self.failed(all, service);
+        if !planted!(NotConnectedAgain) {
+            self.failed(all, service);
+        }
     }
 
     /// Waits before it tries again.

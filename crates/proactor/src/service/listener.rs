@@ -135,8 +135,9 @@ impl Listener {
     fn accept(&self, operation: Operation) {
         let Some(socket) = lock(&self.socket).clone() else { return self.accept_ended() };
         if let Err(rejected) = socket.accept(operation) {
-            tracing::debug!(service = self.service.name, error = %rejected, "accepting ends");
-            self.accept_ended();
+            // Where the port is closed the pause cannot be started either, and accepting ends.
+            tracing::debug!(service = self.service.name, error = %rejected, "an accept is refused");
+            self.pause(rejected.into_operation());
         }
     }
 
@@ -201,7 +202,9 @@ impl Source for Listener {
                 if pauses.is_power_of_two() || pauses == 0 {
                     tracing::warn!(service = self.service.name, %error, pauses, "accepting pauses");
                 }
-                self.pause(operation);
+                if !planted!(AcceptNotTriedAgain) {
+                    self.pause(operation);
+                }
             }
         }
     }

@@ -107,6 +107,7 @@ impl ServiceShared {
         let on_worker = self.runtime.is_handling();
         // A callback cannot wait for callbacks.
         let time = |time| if on_worker { Duration::ZERO } else { time };
+        let drain = if planted!(DrainCutShort) { drain / 2 } else { drain };
         let mut ended = self.wait_for_end(time(drain), true);
         if !ended {
             let now = self.enter(Phase::Disconnecting);

@@ -83,6 +83,12 @@ impl ServerService {
         ServiceHandle::new(Arc::clone(&self.shared))
     }
 
+    /// Bytes that are counted against the limit of the service, for the simulated world's checks.
+    #[cfg(feature = "sim")]
+    pub(crate) fn charged_bytes(&self) -> usize {
+        self.shared.charged_bytes()
+    }
+
     /// The runtime that it runs on.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime

@@ -144,6 +144,12 @@ impl ServiceShared {
         true
     }
 
+    /// Bytes that are counted against the service's limit.
+    #[cfg(feature = "sim")]
+    pub(super) fn charged_bytes(&self) -> usize {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
     /// Takes back what a session's queue has shrunk by.
     pub(super) fn discharge(&self, before_bytes: usize, after_bytes: usize) {
         let bytes = charged(before_bytes) - charged(after_bytes);
@@ -220,7 +226,7 @@ impl ServiceShared {
             rejected.rejected_stopping.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        if state.admitted >= self.limits.sessions {
+        if state.admitted >= self.limits.sessions + usize::from(planted!(SessionLimitOffByOne)) {
             rejected.rejected_sessions.fetch_add(1, Ordering::Relaxed);
             return false;
         }

@@ -161,14 +161,13 @@ impl State {
             if listener.accepts.is_empty() || listener.backlog.is_empty() {
                 return;
             }
-            let (no_descriptor, aborted) =
-                (self.faults.no_descriptor, self.faults.aborted_in_backlog);
+            let aborted = self.faults.aborted_in_backlog;
             if self.strikes(aborted) {
                 self.lose_accepted(source);
                 self.monitor.totals.unaccepted += 1;
                 continue;
             }
-            let lacks = self.strikes(no_descriptor);
+            let lacks = self.lacks_descriptor();
             let kernel = self.sources[source].me.upgrade();
             let Some(listener) = self.listener(source) else { return };
             let Some(mut operation) = listener.accepts.pop_front() else { return };

@@ -34,6 +34,8 @@ pub(crate) enum Event {
     Connect(EndpointId, SocketAddr, u32),
     /// A connect never was.
     ConnectFails(EndpointId),
+    /// A connection is reset.
+    Reset(EndpointId),
     /// A cancel that was asked for takes effect.
     Cancel(SourceId, OperationId),
     File(SourceId, OperationId),

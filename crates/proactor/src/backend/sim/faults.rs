@@ -49,7 +49,7 @@ faults! {
     short_read: 0.8,
     /// A write takes fewer bytes than there is room for.
     short_write: 0.8,
-    /// A connection is reset, at each transfer of bytes.
+    /// A connection is reset, before a transfer of bytes or behind any byte of it.
     reset: 0.005,
     /// A connect is refused though somebody listens.
     refused: 0.2,
@@ -57,10 +57,16 @@ faults! {
     connect_timeout: 0.1,
     /// A connection in the backlog is gone before it is accepted.
     aborted_in_backlog: 0.1,
-    /// No descriptor is left: accepts and new sockets fail.
+    /// The process has no descriptor left (`EMFILE`): an accept or a new socket fails.
     no_descriptor: 0.1,
-    /// No memory or socket buffer is left: a receive or send fails.
+    /// The system's table of files is full (`ENFILE`): for a while each accept and each new socket
+    /// fails.
+    file_table_full: 0.02,
+    /// No memory is left (`ENOMEM`): a receive or send fails when it is under way.
     no_memory: 0.005,
+    /// No buffer space, or no room in the queue of submissions (`ENOBUFS`): an operation on a socket
+    /// is refused by the call that starts it.
+    no_buffer_space: 0.003,
     /// The pool has no receive buffer at the moment.
     pool_exhausted: 0.2,
     /// A cancel comes too late, or later than asked for.

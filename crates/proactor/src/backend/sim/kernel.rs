@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) random: Random,
     pub(crate) faults: Faults,
     pub(crate) faults_on: bool,
+    /// The table of files is full until then.
+    table_full_until: u64,
     pub(crate) may_interrupt: bool,
     /// Virtual nanoseconds since the world began.
     pub(crate) now: u64,
@@ -169,6 +171,7 @@ impl Kernel {
                 random: Random::new(seed),
                 faults,
                 faults_on: true,
+                table_full_until: 0,
                 may_interrupt,
                 now: 0,
                 events: EventQueue::default(),
@@ -331,6 +334,16 @@ impl State {
         self.faults_on && self.random.chance(probability)
     }
 
+    /// Whether there is no descriptor for a new socket.
+    pub(crate) fn lacks_descriptor(&mut self) -> bool {
+        let (process, system) = (self.faults.no_descriptor, self.faults.file_table_full);
+        if self.strikes(system) {
+            self.table_full_until = self.now + self.random.time(MILLISECOND, SECOND);
+            self.note(format_args!("the table of files is full"));
+        }
+        self.strikes(process) || (self.faults_on && self.now < self.table_full_until)
+    }
+
     /// How long something takes that takes no time to speak of, or is held back.
     pub(crate) fn latency(&mut self) -> u64 {
         let delay = self.faults.delay;
@@ -367,6 +380,7 @@ impl State {
             Event::ConnectFails(endpoint) => {
                 self.connect_fails(endpoint, crate::ErrorKind::TimedOut);
             }
+            Event::Reset(endpoint) => self.reset(endpoint),
             Event::Cancel(source, operation) => {
                 self.cancel_now(source, operation);
             }

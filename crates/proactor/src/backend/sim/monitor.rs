@@ -26,6 +26,8 @@ struct Live {
     flow: Option<EndpointId>,
     bytes: usize,
     is_cancelled: bool,
+    /// For a continuous receive: the number of its next packet.
+    next_sequence: u64,
 }
 
 /// What the queue must give next.
@@ -157,7 +159,17 @@ impl Monitor {
             let segment = Segment { operation: Some(id), bytes: handed_in, taken: 0 };
             self.flows.entry(flow).or_default().segments.push_back(segment);
         }
-        let live = Live { number, kind, port, source, due, flow, bytes, is_cancelled: false };
+        let live = Live {
+            number,
+            kind,
+            port,
+            source,
+            due,
+            flow,
+            bytes,
+            is_cancelled: false,
+            next_sequence: 0,
+        };
         self.live.insert(id, live);
         if let Some(source) = source
             && self.closed_sources.contains(&source)
@@ -258,6 +270,9 @@ impl Monitor {
         {
             self.violation(format!("timer#{number}: expired before its time"));
         }
+        if packet.kind == OperationKind::RecvContinuous {
+            self.check_sequence(id, packet.sequence);
+        }
         let says_cancelled =
             packet.error.is_some_and(|error| error.kind() == crate::ErrorKind::Cancelled);
         if says_cancelled && !is_cancelled {
@@ -286,6 +301,18 @@ impl Monitor {
         }
         if packet.receive.is_none() {
             self.live.remove(&id);
+        }
+    }
+
+    /// The packets of a continuous receive are numbered, the last one too.
+    fn check_sequence(&mut self, id: OperationId, sequence: u64) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let (number, expected) = (live.number, live.next_sequence);
+        live.next_sequence += 1;
+        if sequence != expected {
+            self.violation(format!(
+                "recv (continuous)#{number}: packet {sequence}, and {expected} was next"
+            ));
         }
     }
 

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::event::EndpointId;
-use super::kernel::Kernel;
+use super::event::{EndpointId, Event};
+use super::kernel::{Kernel, State};
 use crate::error::ErrorKind;
 
 /// A connection that a test holds the far end of: a client that does as it likes.
@@ -84,12 +84,21 @@ impl Peer {
         if most == 0 {
             return if bytes.is_empty() { Ok(0) } else { Err(PeerError::WouldBlock) };
         }
-        let short_write = guard.faults.short_write;
+        let (short_write, reset) = (guard.faults.short_write, guard.faults.reset);
+        if guard.strikes(reset) {
+            let count = guard.random.part_of(most);
+            guard.soon(Event::Reset(far));
+            return Ok(Self::give(&mut guard, far, &bytes[..count]));
+        }
         let count = if guard.strikes(short_write) { guard.random.part_of(most) } else { most };
-        guard.endpoint(far).inbound.extend(&bytes[..count]);
-        guard.monitor.bytes_given(far, &bytes[..count]);
-        guard.wake_reader(far);
-        Ok(count)
+        Ok(Self::give(&mut guard, far, &bytes[..count]))
+    }
+
+    fn give(state: &mut State, far: EndpointId, bytes: &[u8]) -> usize {
+        state.endpoint(far).inbound.extend(bytes);
+        state.monitor.bytes_given(far, bytes);
+        state.wake_reader(far);
+        bytes.len()
     }
 
     /// Reads what is there, at most `most` bytes; 0 bytes are the orderly end of the stream.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::event::{EndpointId, Event, PortId, ThreadId};
 use super::kernel::{Garbage, Kernel, MILLISECOND, Outcome, SECOND, State};
-use super::source::SimulatedSource;
+use super::source::{SimulatedSource, no_descriptor};
 use super::waiting::Condition;
 use crate::backend::timers::TimerQueue;
 use crate::backend::{
@@ -330,6 +330,7 @@ impl Backend for SimulatedPort {
         address: &std::net::SocketAddr,
         backlog: u32,
     ) -> std::io::Result<RawSource> {
+        no_descriptor(&mut self.kernel.lock())?;
         let backlog = usize::try_from(backlog).unwrap_or(usize::MAX);
         SimulatedSource::listener(&self.kernel, *address, backlog).map(RawSource::Simulated)
     }

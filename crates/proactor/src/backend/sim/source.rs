@@ -59,12 +59,7 @@ impl SimulatedSource {
     /// A new stream that is not connected.
     pub(crate) fn stream(kernel: &Arc<Kernel>, peer: SocketAddr) -> io::Result<Self> {
         let mut guard = kernel.lock();
-        let no_descriptor = guard.faults.no_descriptor;
-        if guard.strikes(no_descriptor) {
-            guard.note(format_args!("no descriptor for a stream"));
-            let error = Error::new(OperationKind::Associate, ErrorKind::TooManyOpenFiles);
-            return Err(error.into());
-        }
+        no_descriptor(&mut guard)?;
         let local = guard.free_address(&peer);
         let endpoint = guard.new_endpoint(local);
         drop(guard);
@@ -89,6 +84,15 @@ impl SimulatedSource {
     pub(crate) fn is_of(&self, kernel: &Arc<Kernel>) -> bool {
         Arc::ptr_eq(&self.kernel, kernel)
     }
+}
+
+/// Fails where there is no descriptor for a new socket.
+pub(super) fn no_descriptor(state: &mut State) -> io::Result<()> {
+    if !state.lacks_descriptor() {
+        return Ok(());
+    }
+    state.note(format_args!("no descriptor for a socket"));
+    Err(Error::new(OperationKind::Associate, ErrorKind::TooManyOpenFiles).into())
 }
 
 impl Drop for SimulatedSource {
@@ -204,12 +208,17 @@ impl State {
     ) {
         let error = error.map(|kind| Error::new(operation.kind(), kind));
         let this = &self.sources[source];
-        let flow = match &this.role {
-            Role::Stream(stream) => Some(stream.endpoint),
-            _ => None,
+        let (flow, sequence) = match &this.role {
+            Role::Stream(stream) => (Some(stream.endpoint), stream.sequence()),
+            _ => (None, 0),
         };
         let port = this.port;
-        let packet = Completion::finished(this.key, operation, bytes, error);
+        let is_continuous = operation.kind() == OperationKind::RecvContinuous;
+        let mut packet = Completion::finished(this.key, operation, bytes, error);
+        if is_continuous {
+            // The last packet has its place among the others, whatever ends them.
+            packet.sequence = sequence;
+        }
         self.push(port, packet, flow);
     }
 
@@ -339,7 +348,11 @@ impl State {
         self.monitor.started(&operation, port, Some(source), flow, None);
         let number = self.monitor.number(id);
         let name = operation.kind().name();
+        let no_buffer_space = self.faults.no_buffer_space;
+        let is_refused = !matches!(this.role, Role::File(_)) && self.strikes(no_buffer_space);
+        let this = &self.sources[source];
         let result = match (&this.role, operation.kind()) {
+            _ if is_refused => Err((ErrorKind::InsufficientResources, operation)),
             (Role::Stream(_), OperationKind::Recv | OperationKind::RecvContinuous) => {
                 self.start_receive(source, operation)
             }

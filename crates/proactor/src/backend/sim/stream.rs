@@ -101,6 +101,13 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// The number of the next packet of a continuous receive.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
 type Refused = (ErrorKind, Operation);
 
 fn room_of(payload: &Payload) -> usize {
@@ -420,17 +427,9 @@ impl State {
 
     /// Ends the first receive.
     fn finish_receive(&mut self, source: SourceId, bytes: usize, error: Option<ErrorKind>) {
-        let (key, port) = (self.sources[source].key, self.sources[source].port);
         let Some(stream) = self.stream(source) else { return };
         let Some(operation) = stream.receives.pop_front() else { return };
-        let (endpoint, sequence) = (stream.endpoint, stream.sequence);
-        let error = error.map(|kind| crate::Error::new(operation.kind(), kind));
-        let is_continuous = operation.kind() == OperationKind::RecvContinuous;
-        let mut packet = Completion::finished(key, operation, bytes, error);
-        if is_continuous {
-            packet.sequence = sequence;
-        }
-        self.push(port, packet, Some(endpoint));
+        self.finish(source, operation, bytes, error);
     }
 
     pub(crate) fn start_send(
@@ -492,10 +491,16 @@ impl State {
         let total: usize = slices(&front.inner.payload).iter().map(SendBuffer::len).sum();
         let Some(peer) = self.endpoints[endpoint].peer else { return false };
         let (reset, no_memory) = (self.faults.reset, self.faults.no_memory);
-        if !self.endpoints[endpoint].is_reset
-            && ((self.endpoints[peer].is_closed && done < total) || self.strikes(reset))
-        {
-            self.reset(endpoint);
+        let mut resets_behind = false;
+        if !self.endpoints[endpoint].is_reset {
+            if self.endpoints[peer].is_closed && done < total {
+                self.reset(endpoint);
+            } else if self.strikes(reset) {
+                resets_behind = done < total && self.random.chance(0.5);
+                if !resets_behind {
+                    self.reset(endpoint);
+                }
+            }
         }
         if self.endpoints[endpoint].is_reset {
             self.finish_send(source, done, Some(ErrorKind::ConnectionReset));
@@ -522,7 +527,11 @@ impl State {
             return false;
         }
         let short_write = self.faults.short_write;
-        let is_short = most > 0 && self.strikes(short_write);
+        let is_short = most > 0 && (resets_behind || self.strikes(short_write));
+        if resets_behind {
+            // Behind any byte: what went before it may still be read, or not.
+            self.soon(Event::Reset(endpoint));
+        }
         let count = if is_short { self.random.part_of(most) } else { most };
         self.move_bytes(source, peer, count);
         if count > 0 {

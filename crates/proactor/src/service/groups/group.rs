@@ -310,7 +310,9 @@ impl<M: Member> Membership<M> {
 
 impl<M: Member> Drop for Membership<M> {
     fn drop(&mut self) {
-        if let Some(group) = self.group.upgrade() {
+        if let Some(group) = self.group.upgrade()
+            && !planted!(GroupNotLeft)
+        {
             group.leave(self.member_id, Some(self.join));
         }
     }

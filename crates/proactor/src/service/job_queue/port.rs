@@ -138,6 +138,12 @@ impl Alarm for PortScheduler {
             tracing::debug!(error = %rejected, "a job timer's port is closed");
         }
     }
+
+    /// The port's clock.
+    fn now(&self) -> Instant {
+        let port = self.shared.port.upgrade();
+        port.map_or_else(crate::sync::now, |port| port.now())
+    }
 }
 
 impl fmt::Debug for PortScheduler {

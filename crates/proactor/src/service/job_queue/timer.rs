@@ -22,6 +22,11 @@ pub trait Alarm: Send + Sync + 'static {
     /// Arranges that `timer` is advanced at `deadline`, or soon after. It must not do it at once,
     /// within this call. Earlier arrangements may stay.
     fn set(&self, timer: &JobTimer, deadline: Instant);
+
+    /// What the clock says that deadlines are read on: the system's, unless overridden.
+    fn now(&self) -> Instant {
+        crate::sync::now()
+    }
 }
 
 impl Alarm for () {
@@ -105,7 +110,7 @@ impl JobTimer {
     /// # Panics
     /// Where `tick` is zero or longer than 584 years.
     pub fn with_limits(alarm: impl Alarm, tick: Duration, maximum_timed_jobs: usize) -> Self {
-        Self::starting_at(crate::sync::now(), alarm, tick, maximum_timed_jobs)
+        Self::starting_at(alarm.now(), alarm, tick, maximum_timed_jobs)
     }
 
     /// A timer of a program with a clock of its own, whose time starts at `origin`. It looks at no
@@ -149,7 +154,7 @@ impl JobTimer {
         delay: Duration,
         job: impl FnOnce(&mut T) + Send + 'static,
     ) -> Result<TimedJob, PushError> {
-        let now = crate::sync::now();
+        let now = self.shared.alarm.now();
         // Beyond what the clock can name, a century is for ever.
         let century = Duration::from_secs(100 * 365 * 24 * 3600);
         self.push_at(queue, now.checked_add(delay).unwrap_or_else(|| now + century), job)

@@ -179,6 +179,12 @@ impl Runtime {
         self.owner.shut_down();
     }
 
+    /// Timers that wait for their time, for the simulated world's checks.
+    #[cfg(feature = "sim")]
+    pub(crate) fn waiting_timers(&self) -> usize {
+        self.shared.timers.len()
+    }
+
     pub(super) fn shared(&self) -> &Arc<RuntimeShared> {
         &self.shared
     }

@@ -51,6 +51,12 @@ impl Timers {
         drop(lock(&self.state).wheel.remove(timer));
     }
 
+    /// How many wait for their time.
+    #[cfg(feature = "sim")]
+    pub(super) fn len(&self) -> usize {
+        lock(&self.state).wheel.len()
+    }
+
     /// The packet of the port's timer.
     pub(super) fn completed(&self, port: &CompletionPort, mut completion: Completion) {
         let mut due = Vec::new();

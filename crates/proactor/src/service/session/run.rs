@@ -118,7 +118,7 @@ impl SessionShared {
     }
 
     fn choose(&self, core: &Core, mailbox: &mut Mailbox, steps: usize) -> Option<Next> {
-        if steps >= BUDGET {
+        if steps >= BUDGET || (planted!(SessionNotLookedAt) && steps > 1) {
             return None;
         }
         if !mailbox.signals.is_empty() {
@@ -287,7 +287,9 @@ impl SessionShared {
                 return;
             }
         };
-        if let Some(leftover) = leftover {
+        if let Some(leftover) = leftover
+            && !planted!(LeftoverLost)
+        {
             lock(&self.mailbox).put_back(leftover);
         }
     }
@@ -412,7 +414,13 @@ impl SessionShared {
         let last = reason.clone();
         if core.begun {
             self.call(&mut core, |handler| {
+                if planted!(DisconnectedTwice) && matches!(last, DisconnectReason::TimedOut(_)) {
+                    handler.disconnected(session, last.clone());
+                }
                 handler.disconnected(session, last);
+                if planted!(CallbackAfterEnd) {
+                    handler.sent(session, 0);
+                }
                 Ok(())
             });
         }

@@ -54,7 +54,8 @@ impl SessionShared {
         }
         let before = outgoing.queued_bytes();
         let limits = &self.service.limits;
-        let full = if before.saturating_add(bytes) > limits.session_queued_bytes {
+        let counted = if planted!(QueueLimitIgnored) { 0 } else { bytes };
+        let full = if before.saturating_add(counted) > limits.session_queued_bytes {
             Some(SendError::SessionFull)
         } else if !self.service.charge(before, before + bytes) {
             Some(SendError::ServiceFull)
@@ -162,7 +163,7 @@ impl SessionShared {
             {
                 outgoing.crossings = outgoing.crossings.wrapping_add(1);
                 self.flags.fetch_and(!OVER_MARK, Ordering::SeqCst);
-                crossed = true;
+                crossed = !planted!(LowWaterLost);
             }
             if self.has_to_send(&outgoing) {
                 self.start_send(outgoing);
@@ -189,6 +190,8 @@ impl SessionShared {
     pub(super) fn discard(&self, outgoing: &mut Outgoing) {
         let before = outgoing.queued_bytes();
         outgoing.discard();
-        self.service.discharge(before, outgoing.queued_bytes());
+        if !planted!(DiscardNotCounted) {
+            self.service.discharge(before, outgoing.queued_bytes());
+        }
     }
 }

@@ -127,7 +127,9 @@ impl SessionShared {
     }
 
     pub(super) fn unwatch_times(&self) {
-        if let Some(timer) = self.times.replace_timer(None) {
+        if let Some(timer) = self.times.replace_timer(None)
+            && !planted!(SessionTimerLeak)
+        {
             self.service.runtime.cancel_timer(timer);
         }
     }
@@ -232,7 +234,7 @@ impl SessionShared {
 impl Timed for SessionShared {
     fn due(self: Arc<Self>, now: Instant) {
         self.times.replace_timer(None);
-        if !lock(&self.mailbox).over {
+        if !lock(&self.mailbox).over && !planted!(TimesNotRearmed) {
             self.look_at_times(now);
         }
     }

@@ -80,7 +80,7 @@ pub(super) fn run(plan: &Plan, world: &World, random: &mut Random) {
         shared: Mutex::new(Shared { next_key: FIRST_SESSION, ..Shared::default() }),
     });
     for _ in 0..random.between(1, 4) {
-        let _ = listener.accept(Operation::new());
+        server.accept(&listener, Operation::new());
     }
     lock(&server.shared).listener = Some(listener);
     for _ in 0..plan.workers {
@@ -128,21 +128,30 @@ impl Server {
     fn accept_again(&self, mut completion: Completion) {
         let listener = lock(&self.shared).listener.clone();
         if let (Some(listener), Some(operation)) = (listener, completion.take_operation()) {
-            let _ = listener.accept(operation);
+            self.accept(&listener, operation);
         }
+    }
+
+    fn accept(&self, listener: &ListenSocket, operation: Operation) {
+        if let Err(rejected) = listener.accept(operation) {
+            self.accept_later(rejected.into_operation());
+        }
+    }
+
+    /// So that a lack of descriptors is not met again at once.
+    fn accept_later(&self, operation: Operation) {
+        let _ = self.port.start_timer(LISTENER, Duration::from_millis(100), operation);
     }
 
     fn accepted(&self, mut completion: Completion) {
         let Some(mut operation) = completion.take_operation() else { return };
         if completion.error().is_some() {
-            // Later, so that a lack of descriptors is not met again at once.
-            let _ = self.port.start_timer(LISTENER, Duration::from_millis(100), operation);
-            return;
+            return self.accept_later(operation);
         }
         let Some(accepted) = operation.take_accepted() else { return };
         let listener = lock(&self.shared).listener.clone();
         if let Some(listener) = listener {
-            let _ = listener.accept(operation);
+            self.accept(&listener, operation);
         }
         let key = {
             let mut shared = lock(&self.shared);

@@ -7,6 +7,7 @@ mod chat_client;
 mod devices;
 mod frames;
 mod queue;
+mod service;
 mod streams;
 
 use std::fmt;
@@ -38,9 +39,10 @@ pub const SCENARIOS: &[(&str, &str)] = &[
     ("streams", "connections with many operations at once, cancelled, shut down and closed"),
     ("queue", "posts, timers, cancels, time limits and blocking sections on a port"),
     ("devices", "files and datagrams"),
+    ("service", "a server service and a client service, with limits, times, groups, jobs, a drain"),
 ];
 
-const RUNS: &[Run] = &[chat::run, streams::run, queue::run, devices::run];
+const RUNS: &[Run] = &[chat::run, streams::run, queue::run, devices::run, service::run];
 
 impl Plan {
     /// The plan of a seed, of any scenario or of the one that is named; `None` for another name.
@@ -64,7 +66,12 @@ impl Plan {
     /// # Panics
     /// Where the scenario itself does, or a thread of it does not come back.
     pub fn run(&self, full_trace: bool) -> Report {
-        let interrupts = self.seed.is_multiple_of(3) && self.scenario != "streams";
+        let interrupts = match self.scenario {
+            "streams" => false,
+            // Its locks know of the world.
+            "service" => !self.seed.is_multiple_of(3),
+            _ => self.seed.is_multiple_of(3),
+        };
         let world = World::with_options(self.seed, self.faults, interrupts, full_trace);
         let index = SCENARIOS.iter().position(|(name, _)| *name == self.scenario);
         let run = RUNS[index.expect("a plan names a scenario")];
