@@ -7,6 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `args`, `listen`, `limits` | the command line, the listening socket, the descriptor limit |
+//! | `flow`, `kit` | the course of a connection, and what is kept for reuse: of the port and of `overlapped` |
 //! | `stop`, `totals`, `stall` | the way out, the counts, stalls and work on purpose |
 //! | `pause` | the pause of the models without a port when descriptors run out |
 //!
@@ -16,8 +17,8 @@
 //! |---|---|
 //! | `server` | the workers' loop: what each packet means; the drain |
 //! | `accept` | outstanding accepts, limits, the pause when descriptors run out |
-//! | `session`, `order` | one connection, and its packets in order |
-//! | `table`, `kit` | sessions by number; what a worker keeps for reuse |
+//! | `session`, `order` | one connection: its packets in order |
+//! | `table` | sessions by number |
 //! | `status`, `meter` | what those who watch are told, and what is measured for them |
 //!
 //! The other models have a folder each: `threads`, `readiness`, `overlapped`. What they have in
@@ -25,6 +26,7 @@
 
 mod accept;
 mod args;
+mod flow;
 mod kit;
 mod limits;
 mod listen;

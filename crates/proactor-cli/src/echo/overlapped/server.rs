@@ -179,12 +179,12 @@ impl Server {
     fn begin_session(&self, state: &mut State, stream: StreamSocket) {
         let number = state.next_session;
         state.next_session += 1;
-        let session = Rc::new(RefCell::new(Session::new(stream)));
+        let session = Rc::new(RefCell::new(Session::vacant()));
         let routine = {
             let (server, session) = (self.clone(), Rc::clone(&session));
             Routine::new(move |completed| server.session_completed(number, &session, completed))
         };
-        session.borrow_mut().start_receive(&routine, &mut state.kit);
+        session.borrow_mut().open(stream, &routine, &mut state.kit);
         if session.borrow().is_over() {
             state.acceptor.sessions.open -= 1;
         } else {
