@@ -204,6 +204,16 @@ fn the_end_of_the_server_ends_the_watch() {
     assert!(watch.wait().expect("it ends").success());
 }
 
+/// The address where clients are served says nothing by itself.
+#[test]
+fn a_server_that_tells_nothing_is_given_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let output = run(&["watch", &address]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("has told nothing"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn what_is_not_local_or_no_status_is_refused() {
     for address in ["0.0.0.0:7001", "192.168.1.1:1", "example.org:7001", "unix:", "7001"] {

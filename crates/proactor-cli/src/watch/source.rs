@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::status::address::StatusAddress;
@@ -12,6 +12,8 @@ use crate::status::{FORM, LINE_LIMIT, Status};
 
 /// How long connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a server may say nothing at first. It tells its status twice a second.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// Statuses that wait to be shown; who is slower than that does not read any further.
 const WAITING_STATUSES: usize = 4;
 
@@ -19,6 +21,7 @@ const WAITING_STATUSES: usize = 4;
 pub(crate) struct Source {
     lines: Receiver<io::Result<Line>>,
     has_told: Cell<bool>,
+    connected: Instant,
 }
 
 /// A status, and the line that it was.
@@ -48,16 +51,18 @@ impl Source {
         })?;
         let (sender, lines) = mpsc::sync_channel(WAITING_STATUSES);
         thread::spawn(move || pass_lines(stream, &sender));
-        Ok(Self { lines, has_told: Cell::new(false) })
+        Ok(Self { lines, has_told: Cell::new(false), connected: Instant::now() })
     }
 
     /// Waits for the next status, at most so long.
     pub(crate) fn next(&self, limit: Duration) -> io::Result<News> {
+        let limit = if self.has_told.get() { limit } else { limit.min(SILENCE_LIMIT) };
         match self.lines.recv_timeout(limit) {
             Ok(line) => {
                 self.has_told.set(true);
                 Ok(News::Status(Box::new(line?.status)))
             }
+            Err(RecvTimeoutError::Timeout) if self.is_mute() => Err(mute()),
             Err(RecvTimeoutError::Timeout) => Ok(News::Nothing),
             Err(RecvTimeoutError::Disconnected) => self.end().map(|()| News::End),
         }
@@ -65,13 +70,22 @@ impl Source {
 
     /// Waits for the next line; `None` at the end.
     pub(crate) fn next_line(&self) -> io::Result<Option<String>> {
-        match self.lines.recv() {
-            Ok(line) => {
-                self.has_told.set(true);
-                line.map(|line| Some(line.text))
+        loop {
+            match self.lines.recv_timeout(SILENCE_LIMIT) {
+                Ok(line) => {
+                    self.has_told.set(true);
+                    return line.map(|line| Some(line.text));
+                }
+                Err(RecvTimeoutError::Timeout) if self.is_mute() => return Err(mute()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.end().map(|()| None),
             }
-            Err(_) => self.end().map(|()| None),
         }
+    }
+
+    /// Whether it should have told something by now.
+    fn is_mute(&self) -> bool {
+        !self.has_told.get() && self.connected.elapsed() >= SILENCE_LIMIT
     }
 
     /// An end before anything was told is none of the server's.
@@ -82,6 +96,15 @@ impl Source {
         let why = "it ended the connection and told nothing: perhaps as many watch as may";
         Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
     }
+}
+
+fn mute() -> io::Error {
+    let seconds = SILENCE_LIMIT.as_secs();
+    let why = format!(
+        "it has told nothing for {seconds} s: a status is at the address of 'echo --status', not \
+         where clients are served"
+    );
+    io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
 fn pass_lines(stream: impl Read, sender: &SyncSender<io::Result<Line>>) {
