@@ -50,24 +50,23 @@ pub(crate) fn eventfd_signal(fd: &OwnedFd) {
     signal();
 }
 
-/// `timerfd_create(2)` on the clock of `Instant`, not set. In the models it is an eventfd.
+/// `timerfd_create(2)` on the clock of `Instant`, not set.
+#[cfg(not(all(test, proactor_model)))]
 pub(crate) fn timer() -> Result<OwnedFd, i32> {
-    #[cfg(all(test, proactor_model))]
-    return eventfd();
     let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
     // SAFETY: as in `epoll_create`.
-    #[cfg(not(all(test, proactor_model)))]
-    return unsafe {
+    unsafe {
         check(libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)).map(|fd| OwnedFd::from_raw_fd(fd))
-    };
+    }
 }
 
+/// In the models a timer is an eventfd, and rings as soon as it is set.
+#[cfg(all(test, proactor_model))]
+pub(crate) use eventfd as timer;
+
 /// `timerfd_settime(2)`: whoever polls the timer is woken once in `after`, or (`None`) not at all.
+#[cfg(not(all(test, proactor_model)))]
 pub(crate) fn timer_set(timer: &OwnedFd, after: Option<Duration>) {
-    #[cfg(all(test, proactor_model))]
-    if let Some(after) = after {
-        return crate::sync::model::pass(after, || eventfd_signal(timer));
-    }
     // Zero would mean never.
     let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
     let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -79,6 +78,13 @@ pub(crate) fn timer_set(timer: &OwnedFd, after: Option<Duration>) {
     // SAFETY: `spec` lives for the call, and nothing is written back. It cannot fail: the descriptor
     // is a timer, and the time is in range.
     unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+}
+
+#[cfg(all(test, proactor_model))]
+pub(crate) fn timer_set(timer: &OwnedFd, after: Option<Duration>) {
+    if let Some(after) = after {
+        crate::sync::model::pass(after, || eventfd_signal(timer));
+    }
 }
 
 /// `epoll_ctl(2)` with one of `EPOLL_CTL_ADD`, `_MOD`, `_DEL`.
