@@ -55,7 +55,9 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(error) => return refuse(&error),
     };
-    start_logging();
+    // What goes wrong in a simulated world is meant to.
+    let is_simulated = matches!(command.action, Action::Sim(_));
+    start_logging(if is_simulated { "off" } else { "warn" });
     let result = match command.action {
         Action::Echo(args) => echo::run(&args),
         Action::Load(args) => load::run(&args),
@@ -71,8 +73,9 @@ fn main() -> ExitCode {
 }
 
 /// Sends log lines to stderr, so that stdout carries nothing but results.
-fn start_logging() {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+fn start_logging(otherwise: &str) {
+    let filter =
+        EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(otherwise));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 

@@ -32,6 +32,51 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Services
+//! The server layer runs here as it is: a [`Runtime`](crate::service::Runtime) on a port of a world
+//! has its threads, its clock and its waits there.
+//!
+//! ```
+//! use std::time::Duration;
+//! use proactor::service::framing::Lines;
+//! use proactor::service::{HandlerResult, Runtime, ServerService, Session, SessionHandler};
+//! use proactor::sim::{Faults, World};
+//!
+//! struct Echo;
+//!
+//! impl SessionHandler for Echo {
+//!     fn received(&mut self, session: &Session, line: &[u8]) -> HandlerResult {
+//!         session.send(line)?;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! for seed in 0..100 {
+//!     let world = World::new(seed, Faults { short_read: 0.5, delay: 0.1, ..Faults::NONE });
+//!     let runtime = Runtime::builder().port(world.port()).threads(3).build()?;
+//!     let server = ServerService::builder(|_session| Echo)
+//!         .listen("127.0.0.1:7000")
+//!         .framing(Lines::new())
+//!         .start_on(&runtime)?;
+//!     let mut client = world.connect("127.0.0.1:7000".parse()?);
+//!     assert!(world.run_until(Duration::from_secs(60), || client.write(b"hello\n").is_ok()));
+//!     let mut answer = Vec::new();
+//!     assert!(world.run_until(Duration::from_secs(60), || {
+//!         answer.extend(client.read(100).unwrap_or_default());
+//!         answer == b"hello\n"
+//!     }));
+//!     drop(client);
+//!     assert_eq!(server.stop(Duration::from_secs(10)).left, 0);
+//!     drop((server, runtime));
+//!     assert_eq!(world.finish().violations, [""; 0]);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! Drop services and runtimes before [`World::finish`]. Deadlines of the program's own are read on
+//! the port's clock ([`CompletionPort::now`](crate::CompletionPort::now)).
+//!
 //! # Threads
 //! The thread that made the world and those that it starts with [`World::spawn`] run one at a time.
 //! A thread hands over where it waits: in a dequeue, at the end of a
