@@ -289,14 +289,10 @@ fn bots_play_the_game() {
     let mut bots = Command::new(example("game"));
     bots.args(["bots", &game.address.to_string(), "20", "1"]).stdout(Stdio::piped());
     let mut bots = bots.spawn().unwrap();
-    let mut status = None;
-    wait_until("the bots are done", || {
-        status = bots.try_wait().unwrap();
-        std::thread::sleep(Duration::from_millis(10));
-        status.is_some()
-    });
+    let _watchdog = Watchdog::start("bots_play_the_game".to_owned());
     let mut said = String::new();
+    // Ends with the program.
     bots.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(status.unwrap().success(), "{said}");
+    assert!(bots.wait().unwrap().success(), "{said}");
     game.stop();
 }

@@ -108,22 +108,22 @@ impl<T> Answer<T> {
 }
 
 #[cfg(windows)]
-use super::windows::Task;
+pub use super::windows::Task;
 
 /// A thread, as `/proc/self/task` names it.
 #[cfg(target_os = "linux")]
-struct Task(u32);
+pub struct Task(u32);
 
 #[cfg(target_os = "linux")]
 impl Task {
     /// The calling thread.
-    fn current() -> Self {
+    pub fn current() -> Self {
         let link = std::fs::read_link("/proc/thread-self").expect("/proc is mounted");
         Self(link.file_name().unwrap().to_str().unwrap().parse().unwrap())
     }
 
     /// Waits until the thread sleeps and goes on sleeping. It may wake now and then to look around.
-    fn wait_until_asleep(&self) {
+    pub fn wait_until_asleep(&self) {
         const LOOKS: u32 = 20;
         let deadline = Instant::now() + HANG;
         let mut asleep = 0;

@@ -11,7 +11,7 @@ use std::thread;
 use proactor::overlapped::{Completed, Routine, StreamSocket, Wake};
 use proactor::{ErrorKind, Operation};
 
-use crate::common::{DropCount, HANG, QUIET, dead_address, tcp_pair};
+use crate::common::{DropCount, HANG, dead_address, tcp_pair};
 use crate::{Log, assert_quiet, common, open, sleep_until};
 
 on_each_backend! {
@@ -26,10 +26,15 @@ on_each_backend! {
         };
         stream.recv(Operation::new(), Vec::with_capacity(16), &routine).unwrap();
         peer.write_all(b"now").unwrap();
-        // Neither a plain wait of this thread nor an alertable wait of another one runs it.
+        // Neither a plain wait of this thread nor an alertable wait of another one runs it; that
+        // one ends with a routine of its own.
         let ports = *ports;
-        let elsewhere = thread::spawn(move || open(&ports).sleep(Some(QUIET)).unwrap());
-        assert_eq!(elsewhere.join().unwrap(), Wake::TimedOut);
+        let elsewhere = thread::spawn(move || {
+            let queue = open(&ports);
+            queue.handle().queue(|_| {}).unwrap();
+            queue.sleep(Some(HANG)).unwrap()
+        });
+        assert_eq!(elsewhere.join().unwrap(), Wake::Routines);
         assert_eq!(ran_on.get(), None);
         assert_eq!(queue.sleep(Some(HANG)), Ok(Wake::Routines));
         assert_eq!(ran_on.get(), Some(thread::current().id()));

@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proactor::overlapped::{ApcHandle, ApcQueue, NESTED_WAITS, Routine, Wake};
-use proactor::{ErrorKind, Operation};
+use proactor::{ErrorKind, Operation, OperationKind};
 
+use crate::common::worker::Task;
 use crate::common::{HANG, QUIET, connect, tcp_pair, wait_until};
 use crate::{Log, assert_quiet, common, open, sleep_until};
 
@@ -177,25 +178,29 @@ on_each_backend! {
         assert!(ran.try_recv().is_err(), "the routine stays queued");
         assert_eq!(queue.wait(&event, Some(HANG)), Ok(Wake::Routines));
         assert!(ran.try_recv().is_ok());
-        assert_eq!(queue.wait(&event, Some(QUIET)), Ok(Wake::TimedOut), "it was taken back");
+        let again = queue.wait(&event, Some(Duration::ZERO));
+        assert_eq!(again, Ok(Wake::TimedOut), "it was taken back");
     }
 
     fn rule_134_an_event_that_is_set_meanwhile_ends_the_wait(ports: &Ports) {
         let queue = open(ports);
         let event = queue.event();
         let setter = {
-            let event = event.clone();
+            let (event, waiter) = (event.clone(), Task::current());
             thread::spawn(move || {
-                thread::sleep(QUIET);
+                waiter.wait_until_asleep();
                 event.set();
             })
         };
         assert_eq!(queue.wait(&event, Some(HANG)), Ok(Wake::Signalled));
         setter.join().unwrap();
         assert!(!event.is_set());
-        // A plain sleep is not ended by it.
+        // A plain sleep is not ended by it, but by a timer that is due later.
         event.set();
-        assert_eq!(queue.sleep(Some(QUIET)), Ok(Wake::TimedOut));
+        let (log, delay) = (Log::default(), Duration::from_millis(1));
+        queue.start_timer(delay, Operation::new(), &log.routine()).unwrap();
+        assert_eq!(queue.sleep(Some(HANG)), Ok(Wake::Routines));
+        assert_eq!(log.only().kind, OperationKind::Timer);
         let stranger = open(ports).event();
         let error = queue.wait(&stranger, Some(HANG)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -205,8 +210,9 @@ on_each_backend! {
         let queue = open(ports);
         let handle = queue.handle();
         let (sender, ran_on) = mpsc::channel();
+        let waiter = Task::current();
         let other = thread::spawn(move || {
-            thread::sleep(QUIET);
+            waiter.wait_until_asleep();
             handle.queue(move |_| sender.send(thread::current().id()).unwrap()).unwrap();
         });
         assert_eq!(queue.sleep(Some(HANG)), Ok(Wake::Routines));

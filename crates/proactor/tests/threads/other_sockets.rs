@@ -3,9 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use proactor::{Operation, OperationKind, StreamSocket};
 
@@ -16,19 +14,13 @@ on_each_backend! {
     /// Rule 40 and beyond it: a handler that spins keeps its slot, but not the sockets that its
     /// thread serves: where the limit allows one more thread, that one serves them.
     fn a_spinning_handler_does_not_hold_up_other_sockets(ports: &Ports) {
-        others_are_served(ports, 2, |done| spin_until(|| done.load(Ordering::SeqCst)));
+        others_are_served(ports, 2, |gate| spin_until(|| gate.is_open()));
     }
 
     /// Rule 40: a handler that blocks does not hold up the sockets that its thread serves, even at
     /// limit 1.
     fn rule_40_a_blocked_handler_does_not_hold_up_other_sockets(ports: &Ports) {
-        others_are_served(ports, 1, |done| {
-            let deadline = Instant::now() + HANG;
-            while !done.load(Ordering::SeqCst) {
-                assert!(Instant::now() < deadline, "the others are not served");
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
+        others_are_served(ports, 1, Gate::wait);
     }
 
     /// What a handler has started goes out although the handler then blocks: the replies to other
@@ -113,9 +105,35 @@ on_each_backend! {
     }
 }
 
+/// What a busy handler waits for.
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn is_open(&self) -> bool {
+        // Without waiting: to the port the thread runs.
+        self.is_open.try_lock().is_ok_and(|is_open| *is_open)
+    }
+
+    fn set(&self, is_open: bool) {
+        *self.is_open.lock().unwrap() = is_open;
+        self.changed.notify_all();
+    }
+
+    /// Blocks the thread until it is open.
+    fn wait(&self) {
+        let is_open = self.is_open.lock().unwrap();
+        let waited = self.changed.wait_timeout_while(is_open, HANG, |is_open| !*is_open);
+        assert!(!waited.unwrap().1.timed_out(), "the others are not served");
+    }
+}
+
 /// Two threads serve eight sockets. The handler of socket 0 is busy, in the way of `wait`, until
 /// the messages of all the others are handled.
-fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&AtomicBool)) {
+fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&Gate)) {
     const SOCKETS: usize = 8;
     let port = ports.shared(concurrency);
     let (streams, mut peers): (Vec<StreamSocket>, Vec<TcpStream>) = (0..SOCKETS)
@@ -130,14 +148,14 @@ fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&AtomicBool)) {
     }
     let handled = Arc::new(AtomicUsize::new(0));
     let busy = Arc::new(AtomicBool::new(false));
-    let done = Arc::new(AtomicBool::new(false));
+    let gate = Arc::new(Gate::default());
     let workers: Vec<Worker> = (0..2).map(|_| Worker::spawn()).collect();
     let answers: Vec<_> = workers
         .iter()
         .map(|worker| {
             let (port, streams) = (Arc::clone(&port), Arc::clone(&streams));
-            let (handled, busy, done) =
-                (Arc::clone(&handled), Arc::clone(&busy), Arc::clone(&done));
+            let (handled, busy, gate) =
+                (Arc::clone(&handled), Arc::clone(&busy), Arc::clone(&gate));
             worker.start(move || {
                 while let Ok(completion) = port.dequeue(None) {
                     let key = completion.key();
@@ -147,7 +165,7 @@ fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&AtomicBool)) {
                     streams[key].recv(operation, Vec::with_capacity(8)).unwrap();
                     if stay {
                         busy.store(true, Ordering::SeqCst);
-                        wait(&done);
+                        wait(&gate);
                     }
                     handled.fetch_add(1, Ordering::SeqCst);
                 }
@@ -174,9 +192,9 @@ fn others_are_served(ports: &Ports, concurrency: usize, wait: fn(&AtomicBool)) {
         // Its own next message too: it has a receive pending.
         peers[round].write_all(b"hi").unwrap();
         wait_until("the busy socket's next message", || handled.load(Ordering::SeqCst) == SOCKETS);
-        done.store(true, Ordering::SeqCst);
+        gate.set(true);
         wait_until("the busy handler to end", || handled.load(Ordering::SeqCst) == SOCKETS + 1);
-        done.store(false, Ordering::SeqCst);
+        gate.set(false);
         busy.store(false, Ordering::SeqCst);
     }
     port.close();

@@ -27,6 +27,7 @@ on_each_backend! {
             if now != last {
                 (last, since) = (now, Instant::now());
             }
+            // The pace of the looks only: what goes round in circles never rests that long.
             thread::sleep(Duration::from_millis(1));
             since.elapsed() > Duration::from_millis(150)
         });
