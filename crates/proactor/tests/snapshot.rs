@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use common::worker::Worker;
 use common::*;
 use proactor::{
-    BatchSizes, CompletionPort, Operation, OperationKind, PortSnapshot, WorkerSnapshot, WorkerState,
+    BatchSizes, CompletionPort, Operation, OperationKind, PortSnapshot, StreamSocket,
+    WorkerSnapshot, WorkerState,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,6 +34,24 @@ fn wait_for_states(port: &CompletionPort, expected: &[WorkerState]) {
 
 fn batches(port: &CompletionPort) -> BatchSizes {
     port.snapshot().batches.expect("this port counts its batches")
+}
+
+/// Streams with the keys from 0 on, each with a receive that is pending, and their peers.
+fn receiving_pairs(port: &CompletionPort, count: usize) -> Vec<(StreamSocket, TcpStream)> {
+    let associate = |key| {
+        let (stream, peer) = tcp_pair();
+        let stream = port.associate(stream, key).unwrap();
+        stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
+        (stream, peer)
+    };
+    (0..count).map(associate).collect()
+}
+
+fn send_a_byte_to_each(pairs: &[(StreamSocket, TcpStream)]) {
+    for (_, peer) in pairs {
+        let mut peer = peer;
+        peer.write_all(b"x").unwrap();
+    }
 }
 
 on_each_backend! {
@@ -135,19 +155,9 @@ on_each_backend! {
     fn batches_add_up(ports: &Ports) {
         const STREAMS: usize = 12;
         let port = ports.open(1);
-        let pairs: Vec<_> = (0..STREAMS)
-            .map(|key| {
-                let (stream, peer) = tcp_pair();
-                let stream = port.associate(stream, key).unwrap();
-                stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
-                (stream, peer)
-            })
-            .collect();
+        let pairs = receiving_pairs(&port, STREAMS);
         for round in 1..=3 {
-            for (_, peer) in &pairs {
-                let mut peer = peer;
-                peer.write_all(b"x").unwrap();
-            }
+            send_a_byte_to_each(&pairs);
             for _ in 0..STREAMS {
                 let packet = dequeue_within(&port, OperationKind::Recv);
                 let stream = &pairs[packet.key()].0;
@@ -166,19 +176,9 @@ on_each_backend! {
     fn what_a_thread_has_collected_counts_as_queued(ports: &Ports) {
         const STREAMS: usize = 8;
         let port = ports.open(1);
-        let pairs: Vec<_> = (0..STREAMS)
-            .map(|key| {
-                let (stream, peer) = tcp_pair();
-                let stream = port.associate(stream, key).unwrap();
-                stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
-                (stream, peer)
-            })
-            .collect();
+        let pairs = receiving_pairs(&port, STREAMS);
         assert_quiet(&port);
-        for (_, peer) in &pairs {
-            let mut peer = peer;
-            peer.write_all(b"x").unwrap();
-        }
+        send_a_byte_to_each(&pairs);
         let mut seen = 0;
         for taken in 1..=STREAMS {
             dequeue_within(&port, OperationKind::Recv);

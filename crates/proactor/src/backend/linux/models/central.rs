@@ -42,6 +42,10 @@ impl Port {
         })
     }
 
+    fn push(&self, key: usize) {
+        self.central.push(packet(key)).map_err(drop).expect("open while packets are due");
+    }
+
     /// The handler is about to run; with the last packet the port is closed behind it.
     fn begin(&self, key: usize) {
         let handling = self.handling.fetch_add(1, SeqCst) + 1;
@@ -136,6 +140,25 @@ fn spawn(
     thread::spawn(move || Thread::new(index).serve(&port, handle))
 }
 
+/// Starts a thread that pushes these packets.
+fn spawn_pusher(
+    port: &Arc<Port>,
+    keys: impl Iterator<Item = usize> + Send + 'static,
+) -> thread::JoinHandle<()> {
+    let port = Arc::clone(port);
+    thread::spawn(move || keys.for_each(|key| port.push(key)))
+}
+
+/// A handler that waits for another one with such a key.
+fn meet(is_met: fn(usize) -> bool) -> impl FnMut(&Slot, usize) + Clone + Send + 'static {
+    let pair = Arc::new(Barrier::new(2));
+    move |_, key| {
+        if is_met(key) {
+            pair.wait();
+        }
+    }
+}
+
 fn finish(port: &Port, threads: Vec<thread::JoinHandle<()>>) {
     for thread in threads {
         thread.join().unwrap();
@@ -148,12 +171,7 @@ fn every_packet_once(limit: usize, workers: usize, packets: usize) {
     let mut threads: Vec<_> =
         (0..workers).map(|index| spawn(&port, index, |_, _| thread::yield_now())).collect();
     for pusher in 0..2 {
-        let port = Arc::clone(&port);
-        threads.push(thread::spawn(move || {
-            for key in (0..packets).filter(|key| key % 2 == pusher) {
-                port.central.push(packet(key)).expect("the port is open while packets are due");
-            }
-        }));
+        threads.push(spawn_pusher(&port, (pusher..packets).step_by(2)));
     }
     finish(&port, threads);
 }
@@ -170,10 +188,7 @@ fn one_push_and_one_thread_meet() {
     explore_in_order(20_000, || {
         let port = Port::new(1, 1);
         let mut worker = Thread::new(0);
-        let pushing = {
-            let port = Arc::clone(&port);
-            thread::spawn(move || port.central.push(packet(0)).map_err(drop).unwrap())
-        };
+        let pushing = spawn_pusher(&port, 0..1);
         let packet = worker.dequeue(&port.central).expect("nobody closes the port");
         assert_eq!(packet.key(), 0);
         pushing.join().unwrap();
@@ -186,33 +201,18 @@ fn one_push_and_one_thread_meet() {
 fn what_a_thread_collected_wakes_others_too() {
     explore(1_000, || {
         let port = Port::new(2, 4);
-        let both = Arc::new(Barrier::new(2));
-        let mut threads: Vec<_> = (0..2)
-            .map(|index| {
-                let both = Arc::clone(&both);
-                spawn(&port, index, move |_, key| {
-                    if key < 2 {
-                        both.wait();
-                    }
-                })
-            })
-            .collect();
-        let (other, barrier) = (Arc::clone(&port), Arc::clone(&both));
+        let meet = meet(|key| key < 2);
+        let mut threads: Vec<_> = (0..2).map(|index| spawn(&port, index, meet.clone())).collect();
+        let other = Arc::clone(&port);
         threads.push(thread::spawn(move || {
             let mut collector = Thread::new(2);
             collector.collected.extend([packet(0), packet(1)]);
             // The limit was reached when it looked: it may not handle what it has collected.
             if collector.put_down(&other.central) {
-                collector.serve(&other, move |_, key| {
-                    if key < 2 {
-                        barrier.wait();
-                    }
-                });
+                collector.serve(&other, meet);
             }
         }));
-        for key in 2..4 {
-            port.central.push(packet(key)).expect("the port is open while packets are due");
-        }
+        (2..4).for_each(|key| port.push(key));
         finish(&port, threads);
     });
 }
@@ -252,12 +252,7 @@ fn a_blocked_handler_hands_its_slot_on() {
                 }
             }));
         }
-        let pushing = Arc::clone(&port);
-        threads.push(thread::spawn(move || {
-            for key in 0..4 {
-                pushing.central.push(packet(key)).expect("open while packets are due");
-            }
-        }));
+        threads.push(spawn_pusher(&port, 0..4));
         finish(&port, threads);
     });
 }
@@ -281,9 +276,7 @@ fn a_thread_that_leaves_leaves_its_slot() {
             }
             leaving.central.leave(&worker.slot);
         }));
-        for key in 0..3 {
-            port.central.push(packet(key)).expect("open while packets are due");
-        }
+        (0..3).for_each(|key| port.push(key));
         finish(&port, threads);
     });
 }
@@ -308,24 +301,10 @@ impl Thread {
 fn a_slot_that_was_granted_in_vain_comes_back() {
     explore(1_000, || {
         let port = Port::new(2, 4);
-        let pair = Arc::new(Barrier::new(2));
-        let mut threads: Vec<_> = (0..3)
-            .map(|index| {
-                let pair = Arc::clone(&pair);
-                // Packets 2 and 3 need both slots at once.
-                spawn(&port, index, move |_, key| {
-                    if key >= 2 {
-                        pair.wait();
-                    }
-                })
-            })
-            .collect();
-        let pushing = Arc::clone(&port);
-        threads.push(thread::spawn(move || {
-            for key in 0..4 {
-                pushing.central.push(packet(key)).expect("open while packets are due");
-            }
-        }));
+        // Packets 2 and 3 need both slots at once.
+        let meet = meet(|key| key >= 2);
+        let mut threads: Vec<_> = (0..3).map(|index| spawn(&port, index, meet.clone())).collect();
+        threads.push(spawn_pusher(&port, 0..4));
         finish(&port, threads);
     });
 }
