@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use common::worker::Worker;
@@ -225,6 +225,34 @@ on_each_backend! {
             }
         }
         assert_quiet(&port);
+    }
+
+    /// Rules 17 and 78: a large send is cancelled also at the moment at which it goes on, because the
+    /// peer has read some of it.
+    fn rule_78_a_cancel_meets_a_send_that_goes_on(ports: &Ports) {
+        const READ_BYTES: usize = 32 * 1024;
+        let port = ports.open(1);
+        let reader = Worker::spawn();
+        let mut random = Random::new(3);
+        for _ in 0..150 {
+            let (stream, mut peer) = associated_with_small_buffers(&port);
+            let id = stream.send(Operation::new(), vec![7; TOO_MUCH]).unwrap();
+            let reading = reader.start(move || {
+                // Less may come, where the cancel is early: then to the end.
+                let _ = peer.read_exact(&mut [0; READ_BYTES]);
+                peer
+            });
+            for _ in 0..random.below(30_000) {
+                std::hint::spin_loop();
+            }
+            assert!(stream.cancel(id), "more is left of it than the peer reads");
+            let (bytes, operation) =
+                dequeue_failure(&port, OperationKind::Send, ErrorKind::Cancelled);
+            assert_eq!(operation.id(), id);
+            assert!(bytes < TOO_MUCH);
+            drop(stream);
+            reading.wait();
+        }
     }
 
     /// Rule 82: cancelling an accepted connection's operations does not touch the listener's.

@@ -271,6 +271,17 @@ pub fn associated(port: &CompletionPort) -> (StreamSocket, TcpStream) {
     (port.associate(stream, 1).unwrap(), peer)
 }
 
+/// The same, with kernel buffers of a few KiB: a send of [`TOO_MUCH`] has to wait for the peer.
+pub fn associated_with_small_buffers(port: &CompletionPort) -> (StreamSocket, TcpStream) {
+    let (stream, peer) = tcp_pair();
+    shrink_buffers(&stream);
+    shrink_buffers(&peer);
+    (port.associate(stream, 1).unwrap(), peer)
+}
+
+/// Far more bytes than two sockets with small buffers hold.
+pub const TOO_MUCH: usize = 1024 * 1024;
+
 /// A connected TCP pair on the IPv6 loopback, where there is one.
 pub fn tcp_pair_v6() -> Option<(TcpStream, TcpStream)> {
     match tcp_pair_on(Ipv6Addr::LOCALHOST.into()) {

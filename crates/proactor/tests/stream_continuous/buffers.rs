@@ -153,6 +153,42 @@ on_each_backend! {
         }
     }
 
+    /// A continuous receive that is cancelled while it waits for a free buffer leaves the next buffer
+    /// to another one that waits.
+    fn a_cancelled_receive_leaves_its_place_for_a_buffer(ports: &Ports) {
+        const BUFFERS: usize = 64;
+        for cancelled in 0..2 {
+            let builder = ports.builder().concurrency(1).receive_buffer_bytes(64);
+            let port = builder.maximum_receive_buffers(BUFFERS).build().unwrap();
+            // One connection for each buffer: a window may be as small as that.
+            let hoarders: Vec<_> = (0..BUFFERS).map(|_| associated(&port)).collect();
+            let mut held = Vec::new();
+            for (stream, peer) in &hoarders {
+                stream.recv_continuous(Operation::new()).unwrap();
+                (&mut &*peer).write_all(b"x").unwrap();
+                held.push(chunk(&port));
+            }
+            let mut waiting = Vec::new();
+            for key in [2, 3] {
+                let (stream, mut peer) = tcp_pair();
+                let stream = port.associate(stream, key).unwrap();
+                let id = stream.recv_continuous(Operation::new()).unwrap();
+                peer.write_all(b"late").unwrap();
+                assert_quiet(&port);
+                waiting.push((stream, peer, id));
+            }
+            let (stream, _peer, id) = waiting.remove(cancelled);
+            assert!(stream.cancel(id));
+            let completion = dequeue_within(&port, KIND);
+            assert_eq!(completion.key(), stream.key());
+            check_last(completion, Some(ErrorKind::Cancelled));
+            // One buffer comes back, and no other: it has to reach the one that still waits.
+            held.pop();
+            let completion = dequeue_within(&port, KIND);
+            assert_eq!((completion.key(), completion.bytes()), (waiting[0].0.key(), 4));
+        }
+    }
+
     /// Delivered bytes outlive the receive, the socket and the port.
     fn delivered_bytes_outlive_the_port(ports: &Ports) {
         let port = ports.open(1);

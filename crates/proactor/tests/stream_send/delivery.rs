@@ -8,7 +8,6 @@ use bytes::Bytes;
 use proactor::{ErrorKind, Operation, OperationKind, SendBuffer};
 
 use crate::common::*;
-use crate::{TOO_MUCH, associated_with_small_buffers};
 
 on_each_backend! {
     /// Rule 67: a send has one packet, with the whole length, however long the peer takes.

@@ -10,7 +10,6 @@ use socket2::{Domain, Socket, Type};
 
 use crate::common::worker::Worker;
 use crate::common::*;
-use crate::{TOO_MUCH, associated_with_small_buffers};
 
 on_each_backend! {
     /// Rule 70: after a shutdown of the sending side, sends are refused; what was sent before

@@ -126,30 +126,31 @@ impl FileSource {
             return Some(self.finish(operation, None));
         }
         let handle = file.handle();
+        let done = operation.inner.done_bytes;
+        // An append (all ones) stays one.
+        let offset = operation.inner.offset.saturating_add(done as u64);
         let piece_bytes = left_bytes.min(PIECE_BYTES) as u32;
         let manner = Manner { skips: self.skips, goes_on: left_bytes > PIECE_BYTES };
         let issued = state.pending.issue(self.port.queue(), owner, manner, operation, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
+            unsafe { flight.set_offset(offset) };
+            // SAFETY: as above.
             let inner = unsafe { flight.inner() };
-            let done = inner.done_bytes;
-            // An append (all ones) stays one.
-            let offset = inner.offset.saturating_add(done as u64);
-            // SAFETY: `done` is within the memory that starts there; that memory and the
-            // OVERLAPPED are the operation's own, for as long as the kernel has them.
-            unsafe {
-                match &mut inner.payload {
-                    Payload::Buffer(buffer) => {
-                        let start = buffer.as_mut_ptr().add(done);
-                        flight.set_offset(offset);
-                        syscall::read(handle, start, piece_bytes, flight.overlapped())
-                    }
-                    Payload::Data(data) => {
-                        let start = data.as_slice().as_ptr().add(done);
-                        flight.set_offset(offset);
-                        syscall::write(handle, start, piece_bytes, flight.overlapped())
-                    }
-                    _ => unreachable!("checked when it was started"),
+            match &mut inner.payload {
+                Payload::Buffer(buffer) => {
+                    // A piece ends within the capacity: `total_bytes` is all of it.
+                    let start = buffer.as_mut_ptr().wrapping_add(done);
+                    // SAFETY: the rest of the capacity, and the OVERLAPPED, are the operation's
+                    // own: nobody touches them until it lands.
+                    unsafe { syscall::read(handle, start, piece_bytes, flight.overlapped()) }
                 }
+                Payload::Data(data) => {
+                    let start = data.as_slice()[done..].as_ptr();
+                    // SAFETY: the operation owns the bytes, which do not change, and the
+                    // OVERLAPPED: nobody touches them until it lands.
+                    unsafe { syscall::write(handle, start, piece_bytes, flight.overlapped()) }
+                }
+                _ => unreachable!("checked when it was started"),
             }
         });
         match issued {
@@ -235,8 +236,10 @@ fn total_bytes(inner: &Inner) -> usize {
 impl Owner for FileSource {
     fn finished(self: Arc<Self>, flight: Flight, bytes: u32) -> Option<Completion> {
         let mut state = self.lock();
-        // SAFETY: the packet was dequeued, and the lock is held.
-        let (outcome, operation) = unsafe { (flight.outcome(bytes), state.pending.land(flight)) };
+        // SAFETY: the packet was dequeued just now, with `bytes`, and the lock is held.
+        let outcome = unsafe { flight.outcome(bytes) };
+        // SAFETY: as above; each packet is dequeued once, so nobody else lands it.
+        let operation = unsafe { state.pending.land(flight) };
         self.finish_piece(&mut state, operation, outcome)
     }
 
@@ -283,7 +286,7 @@ impl BackendSource for FileSource {
     fn cancel(&self, id: OperationId) -> bool {
         let state = self.lock();
         match (&state.file, state.pending.find(id)) {
-            // SAFETY: it is in the table, and the lock is held.
+            // SAFETY: it is in the table, so it has not landed; and the lock is held.
             (Some(file), Some(flight)) => unsafe { cancel_flight(file, flight) },
             _ => false,
         }
@@ -292,13 +295,10 @@ impl BackendSource for FileSource {
     fn cancel_all(&self) -> usize {
         let state = self.lock();
         let Some(file) = &state.file else { return 0 };
-        // SAFETY: they are in the table, and the lock is held.
-        state
-            .pending
-            .in_order()
-            .iter()
-            .filter(|&&flight| unsafe { cancel_flight(file, flight) })
-            .count()
+        let flights = state.pending.in_order();
+        // SAFETY: they are in the table, so they have not landed; and the lock is held.
+        let cancelled = flights.iter().filter(|&&flight| unsafe { cancel_flight(file, flight) });
+        cancelled.count()
     }
 
     fn shutdown(&self, _how: Shutdown) -> Result<(), Error> {
@@ -332,13 +332,7 @@ fn cancel_pending(file: &OverlappedFile, pending: &Pending) {
 /// It has not landed, and the lock is held.
 unsafe fn cancel_flight(file: &OverlappedFile, flight: Flight) -> bool {
     // SAFETY: as the caller promises.
-    unsafe {
-        let found = syscall::cancel(file.handle(), flight.overlapped()) || flight.goes_on();
-        if found {
-            flight.set_cancelled();
-        }
-        found
-    }
+    unsafe { flight.cancel(file.handle()) }
 }
 
 impl Drop for FileSource {

@@ -15,15 +15,22 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use windows_sys::Win32::Foundation::NTSTATUS;
+use windows_sys::Win32::Foundation::{HANDLE, NTSTATUS, STATUS_PENDING};
 use windows_sys::Win32::Networking::WinSock::SOCKADDR_STORAGE;
-use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_0_0};
+use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_0, OVERLAPPED_0_0};
 
 use super::queue::{Queue, RETRY};
 use super::syscall::{self, ACCEPT_ADDRESS_BYTES, Code, Issued};
 use crate::error::Error;
 use crate::operation::{Inner, Operation, OperationId, OperationKind};
 use crate::port::Completion;
+
+/// How often a cancel is tried again that found nothing, although the operation goes on.
+///
+/// While Wine moves a part of a large send, it does not find that send (`cancel_async` in its
+/// `server/async.c`), and afterwards knows nothing of the cancel. Windows may not have written the
+/// end of an operation yet whose packet is queued: then this costs a few calls.
+const CANCEL_LOOKS: u32 = 20;
 
 /// What an operation has for this backend.
 #[derive(Default)]
@@ -118,8 +125,11 @@ impl Flight {
     /// The packet is one that a `Flight` was started or posted for, and was dequeued just now.
     pub(crate) unsafe fn of_packet(overlapped: *mut OVERLAPPED) -> Self {
         let offset = offset_of!(Inner, native) + offset_of!(Native, overlapped);
-        // SAFETY: the OVERLAPPED lies at that offset in an `Inner`, which is not at address zero.
-        Self(unsafe { NonNull::new_unchecked(overlapped.byte_sub(offset).cast()) })
+        // SAFETY: the OVERLAPPED lies at that offset in an `Inner`, and the address was made from
+        // a pointer to all of that (`overlapped`).
+        let inner: *mut Inner = unsafe { overlapped.byte_sub(offset) }.cast();
+        // SAFETY: the address of a box.
+        Self(unsafe { NonNull::new_unchecked(inner) })
     }
 
     /// The operation again.
@@ -156,22 +166,36 @@ impl Flight {
         unsafe { &mut *self.0.as_ptr() }
     }
 
-    /// Whether more calls will follow before it is over.
+    /// Asks the kernel to end it, and notes that it is to end as cancelled, whatever it still
+    /// does; `false` where it is over, and its packet says how.
     ///
     /// # Safety
     /// It has not landed, and its source's lock is held.
-    pub(crate) unsafe fn goes_on(self) -> bool {
+    pub(crate) unsafe fn cancel(self, handle: HANDLE) -> bool {
+        let mut found = syscall::cancel(handle, self.overlapped());
+        let mut looks = 0;
+        while !found && looks < CANCEL_LOOKS && self.is_pending() {
+            std::thread::yield_now();
+            found = syscall::cancel(handle, self.overlapped());
+            looks += 1;
+        }
+        // A piece of it may be done and its packet queued, while the operation is not over.
         // SAFETY: alive as the caller promises; the field does not change in flight.
-        unsafe { (*self.0.as_ptr()).native.goes_on }
+        let goes_on = unsafe { (*self.0.as_ptr()).native.goes_on };
+        // SAFETY: alive as the caller promises; the field is touched under the lock only.
+        let cancelled = unsafe { &mut (*self.0.as_ptr()).cancelled };
+        // One that was cancelled before is not cancelled again (rule 80).
+        let takes = found || (goes_on && !*cancelled);
+        *cancelled |= takes;
+        takes
     }
 
-    /// Notes that it is to end as cancelled, whatever it still does.
-    ///
-    /// # Safety
-    /// It has not landed, and its source's lock is held.
-    pub(crate) unsafe fn set_cancelled(self) {
-        // SAFETY: alive as the caller promises; the field is touched under the lock only.
-        unsafe { (*self.0.as_ptr()).cancelled = true };
+    /// Whether the kernel has not said yet how it ended.
+    fn is_pending(self) -> bool {
+        // SAFETY: a flight points to a live operation; no reference to it is made.
+        let status = unsafe { &raw const (*self.0.as_ptr()).native.overlapped.Internal };
+        // SAFETY: alive and aligned; the kernel may write to it at this moment, so it is volatile.
+        (unsafe { status.read_volatile() }) as NTSTATUS == STATUS_PENDING
     }
 
     /// Notes that a send is done, though its packet is still to come.
@@ -188,11 +212,9 @@ impl Flight {
     /// # Safety
     /// It was launched just now, and no call was made with it.
     pub(crate) unsafe fn set_offset(self, offset: u64) {
+        let parts = OVERLAPPED_0_0 { Offset: offset as u32, OffsetHigh: (offset >> 32) as u32 };
         // SAFETY: nobody else knows of it yet.
-        unsafe {
-            (*self.overlapped()).Anonymous.Anonymous =
-                OVERLAPPED_0_0 { Offset: offset as u32, OffsetHigh: (offset >> 32) as u32 };
-        }
+        unsafe { (*self.overlapped()).Anonymous = OVERLAPPED_0 { Anonymous: parts } };
     }
 
     /// Who acts on the packet. It is taken out: the operation holds its source only in flight.

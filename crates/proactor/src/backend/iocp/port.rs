@@ -1,6 +1,6 @@
 //! The port: associating, dequeuing, posting, closing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ pub(crate) struct Port {
     sources: Mutex<HashMap<u64, Weak<dyn Owner>>>,
     next_source: AtomicU64,
     /// Sockets that wait for a free receive buffer.
-    starved: Mutex<Vec<Weak<Socket>>>,
+    starved: Mutex<VecDeque<Weak<Socket>>>,
     starved_count: AtomicUsize,
     dequeued_packets: AtomicU64,
     wait_calls: AtomicU64,
@@ -77,7 +77,7 @@ impl Port {
             pool: Pool::new(config.receive_buffer_bytes, config.maximum_receive_buffers),
             sources: Mutex::new(HashMap::new()),
             next_source: AtomicU64::new(1),
-            starved: Mutex::new(Vec::new()),
+            starved: Mutex::new(VecDeque::new()),
             starved_count: AtomicUsize::new(0),
             dequeued_packets: AtomicU64::new(0),
             wait_calls: AtomicU64::new(0),
@@ -99,21 +99,21 @@ impl Port {
     /// Notes that a socket waits for a free receive buffer.
     pub(crate) fn starve(&self, socket: Option<Arc<Socket>>) {
         if let Some(socket) = socket {
-            lock(&self.starved).push(Arc::downgrade(&socket));
+            lock(&self.starved).push_back(Arc::downgrade(&socket));
             self.starved_count.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// Lets a socket that waits for a buffer go on, if there is one. Called, without any lock,
-    /// after every buffer that comes back and every packet that may have found none.
+    /// Lets the socket go on that has waited longest for a buffer, if there is one. Called, without
+    /// any lock, after every buffer that comes back and every packet that may have found none.
     pub(crate) fn feed(&self) {
         while self.starved_count.load(Ordering::SeqCst) > 0 {
             let Some(index) = self.pool.take() else { return };
             self.pool.give_back(index);
-            let Some(socket) = lock(&self.starved).pop() else { return };
+            let Some(socket) = lock(&self.starved).pop_front() else { return };
             self.starved_count.fetch_sub(1, Ordering::SeqCst);
-            if let Some(socket) = socket.upgrade() {
-                socket.resume();
+            // Its receive may be gone: cancelled, closed.
+            if socket.upgrade().is_some_and(|socket| socket.resume()) {
                 // It takes the buffer when its packet is dequeued, and then feeds the next.
                 return;
             }
@@ -141,11 +141,9 @@ impl Port {
         }
         // SAFETY: every packet that is neither of these was started or posted for a flight, and
         // this one was dequeued just now.
-        let (flight, owner) = unsafe {
-            let flight = Flight::of_packet(entry.lpOverlapped);
-            (flight, flight.take_owner())
-        };
-        let completion = match owner {
+        let flight = unsafe { Flight::of_packet(entry.lpOverlapped) };
+        // SAFETY: as above; the operation has not landed, and each packet is dequeued once.
+        let completion = match unsafe { flight.take_owner() } {
             Some(owner) => owner.finished(flight, entry.dwNumberOfBytesTransferred),
             // SAFETY: the packet was dequeued; an operation without a source has no lock.
             None => overlapped::unpack(unsafe { flight.land() }).ok(),

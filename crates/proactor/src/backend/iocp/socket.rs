@@ -167,7 +167,7 @@ impl Socket {
             count += 1;
         }
         for flight in state.pending.in_order() {
-            // SAFETY: it is in the table, and the lock is held.
+            // SAFETY: it is in the table, so it has not landed; and the lock is held.
             count += usize::from(unsafe { self.cancel_flight(flight) });
         }
         self.pump(state);
@@ -190,15 +190,7 @@ impl Socket {
     /// It has not landed, and the lock is held.
     unsafe fn cancel_flight(&self, flight: Flight) -> bool {
         // SAFETY: as the caller promises.
-        unsafe {
-            let found = syscall::cancel(syscall::handle_of(self.raw), flight.overlapped());
-            // A piece of it may be done and its packet queued, while the operation is not over.
-            let more_to_come = flight.goes_on();
-            if found || more_to_come {
-                flight.set_cancelled();
-            }
-            found || more_to_come
-        }
+        unsafe { flight.cancel(syscall::handle_of(self.raw)) }
     }
 
     /// Queues the packet of an operation that waited here, not in the kernel.
@@ -210,12 +202,10 @@ impl Socket {
         push_surely(self.port.queue(), packet);
     }
 
-    /// Goes on with a continuous receive that had to wait.
-    pub(crate) fn resume(&self) {
+    /// Goes on with a continuous receive that had to wait; `false` where there is none.
+    pub(crate) fn resume(&self) -> bool {
         let mut state = self.lock();
-        if !state.ended {
-            self.resume_receiving(&mut state);
-        }
+        !state.ended && self.resume_receiving(&mut state)
     }
 }
 
@@ -249,9 +239,10 @@ impl Owner for Socket {
     fn finished(self: Arc<Self>, flight: Flight, bytes: u32) -> Option<Completion> {
         let completion = {
             let mut state = self.lock();
-            // SAFETY: the packet was dequeued, and the lock is held.
-            let (outcome, operation) =
-                unsafe { (flight.outcome(bytes), state.pending.land(flight)) };
+            // SAFETY: the packet was dequeued just now, with `bytes`, and the lock is held.
+            let outcome = unsafe { flight.outcome(bytes) };
+            // SAFETY: as above; each packet is dequeued once, so nobody else lands it.
+            let operation = unsafe { state.pending.land(flight) };
             match operation.kind() {
                 OperationKind::Recv => Some(self.finish_receive(&mut state, operation, outcome)),
                 OperationKind::RecvContinuous => {
@@ -350,7 +341,7 @@ impl BackendSource for Socket {
             return true;
         }
         match state.pending.find(id) {
-            // SAFETY: it is in the table, and the lock is held.
+            // SAFETY: it is in the table, so it has not landed; and the lock is held.
             Some(flight) if state.socket.is_some() => unsafe { self.cancel_flight(flight) },
             _ => false,
         }

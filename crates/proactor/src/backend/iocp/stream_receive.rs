@@ -90,18 +90,20 @@ impl Socket {
         }
         let raw = self.raw;
         let issued = self.issue(&mut state.pending, operation, false, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
             let payload = unsafe { &mut flight.inner().payload };
-            // SAFETY: the buffers and the OVERLAPPED are the operation's own.
-            unsafe {
-                match payload {
-                    Payload::Buffer(buffer) if buffer.capacity() > 0 => {
-                        let len = buffer.capacity().min(RECEIVE_LIMIT_BYTES) as u32;
-                        let buffer = WSABUF { len, buf: buffer.as_mut_ptr() };
-                        syscall::recv(raw, &[buffer], flight.overlapped())
-                    }
-                    several => syscall::recv(raw, &scatter(several), flight.overlapped()),
+            let receive = |buffers: &[WSABUF]| {
+                // SAFETY: the buffers' capacity and the OVERLAPPED are the operation's own: nobody
+                // touches them until it lands.
+                unsafe { syscall::recv(raw, buffers, flight.overlapped()) }
+            };
+            match payload {
+                // One buffer needs no list, and so no allocation.
+                Payload::Buffer(buffer) if buffer.capacity() > 0 => {
+                    let len = buffer.capacity().min(RECEIVE_LIMIT_BYTES) as u32;
+                    receive(&[WSABUF { len, buf: buffer.as_mut_ptr() }])
                 }
+                several => receive(&scatter(several)),
             }
         });
         match issued {
@@ -238,13 +240,13 @@ impl Socket {
     }
 
     /// There is room again: goes on, if it waited for that.
-    pub(crate) fn resume_receiving(&self, state: &mut State) {
-        let Role::Stream(stream) = &mut state.role else { return };
+    pub(crate) fn resume_receiving(&self, state: &mut State) -> bool {
+        let Role::Stream(stream) = &mut state.role else { return false };
         if self.window.is_paused() {
-            return;
+            return false;
         }
-        if let Some(operation) = stream.parked.take() {
-            self.arm_again(state, operation);
-        }
+        let Some(operation) = stream.parked.take() else { return false };
+        self.arm_again(state, operation);
+        true
     }
 }
