@@ -149,8 +149,10 @@ impl Pool {
         let segment = self.segments[index / SEGMENT_BUFFERS].load(Ordering::Acquire);
         assert!(!segment.is_null(), "buffer {index} was never allocated");
         // SAFETY: the segment holds SEGMENT_BUFFERS buffers of `buffer_bytes`, and the offset is
-        // inside it; the result is not null because the segment is not.
-        unsafe { NonNull::new_unchecked(segment.add(index % SEGMENT_BUFFERS * self.buffer_bytes)) }
+        // inside it.
+        let start = unsafe { segment.add(index % SEGMENT_BUFFERS * self.buffer_bytes) };
+        // SAFETY: inside an allocation, so not null.
+        unsafe { NonNull::new_unchecked(start) }
     }
 
     /// Gives a buffer back that no `PoolBuffer` stands for (an empty completion, for example).

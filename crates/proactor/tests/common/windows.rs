@@ -8,31 +8,29 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use windows_sys::Win32::Foundation::FILETIME;
+use windows_sys::Win32::Foundation::{FILETIME, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::Storage::FileSystem::FILE_FLAG_DELETE_ON_CLOSE;
 use windows_sys::Win32::System::Diagnostics::ToolHelp::{
     CreateToolhelp32Snapshot, TH32CS_SNAPTHREAD, THREADENTRY32, Thread32First, Thread32Next,
 };
 use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
 use windows_sys::Win32::System::Threading::{
-    GetCurrentProcess, GetCurrentProcessId, GetCurrentThread, GetProcessHandleCount,
-    GetThreadTimes, QueueUserAPC,
+    GetCurrentProcess, GetCurrentThread, GetProcessHandleCount, GetThreadTimes, QueueUserAPC,
 };
 
 use super::HANG;
 
 /// The version of Wine that this runs under; `None` on Windows.
 pub fn wine_version() -> Option<&'static str> {
-    // SAFETY: every process has ntdll, which stays loaded.
-    let function = unsafe {
-        let ntdll = GetModuleHandleA(c"ntdll.dll".as_ptr().cast());
-        GetProcAddress(ntdll, c"wine_get_version".as_ptr().cast())
-    }?;
-    // SAFETY: Wine documents it as a function without arguments that gives a static string.
-    unsafe {
-        let function: extern "C" fn() -> *const std::ffi::c_char = std::mem::transmute(function);
-        CStr::from_ptr(function()).to_str().ok()
-    }
+    // SAFETY: the name is a C string.
+    let ntdll = unsafe { GetModuleHandleA(c"ntdll.dll".as_ptr().cast()) };
+    // SAFETY: every process has ntdll, which stays loaded; the name is a C string.
+    let function = unsafe { GetProcAddress(ntdll, c"wine_get_version".as_ptr().cast()) }?;
+    // SAFETY: Wine documents it as a function without arguments that gives a string.
+    let function: extern "C" fn() -> *const std::ffi::c_char =
+        unsafe { std::mem::transmute(function) };
+    // SAFETY: the string is static.
+    unsafe { CStr::from_ptr(function()) }.to_str().ok()
 }
 
 /// A file that goes when it is closed, and that can be opened again: the port needs that of a
@@ -49,8 +47,10 @@ pub fn temporary_file() -> File {
 /// How many handles the process has open.
 pub fn handle_count() -> usize {
     let mut count = 0;
-    // SAFETY: the pseudo handle of the process is always valid, and so is the place for the count.
-    let result = unsafe { GetProcessHandleCount(GetCurrentProcess(), &mut count) };
+    // SAFETY: gives a pseudo handle that is always valid.
+    let process = unsafe { GetCurrentProcess() };
+    // SAFETY: the handle is valid, and the count is writable.
+    let result = unsafe { GetProcessHandleCount(process, &mut count) };
     assert_ne!(result, 0, "{}", std::io::Error::last_os_error());
     count as usize
 }
@@ -59,23 +59,24 @@ pub fn handle_count() -> usize {
 pub fn thread_count() -> usize {
     let mut entry = THREADENTRY32 { dwSize: size_of::<THREADENTRY32>() as u32, ..<_>::default() };
     let mut count = 0;
-    // SAFETY: a snapshot is a handle of its own, and the entry says how long it is.
-    unsafe {
-        let process = GetCurrentProcessId();
-        let snapshot = CreateToolhelp32Snapshot(TH32CS_SNAPTHREAD, 0);
-        let snapshot = OwnedHandle::from_raw_handle(snapshot);
-        let mut more = Thread32First(snapshot.as_raw_handle(), &mut entry);
-        while more != 0 {
-            count += usize::from(entry.th32OwnerProcessID == process);
-            more = Thread32Next(snapshot.as_raw_handle(), &mut entry);
-        }
+    // SAFETY: makes a handle, from numbers.
+    let snapshot = unsafe { CreateToolhelp32Snapshot(TH32CS_SNAPTHREAD, 0) };
+    assert_ne!(snapshot, INVALID_HANDLE_VALUE, "{}", std::io::Error::last_os_error());
+    // SAFETY: the handle was made here and belongs to nobody else.
+    let snapshot = unsafe { OwnedHandle::from_raw_handle(snapshot) };
+    // SAFETY: the snapshot is open, and the entry says how long it is.
+    let mut more = unsafe { Thread32First(snapshot.as_raw_handle(), &mut entry) };
+    while more != 0 {
+        count += usize::from(entry.th32OwnerProcessID == std::process::id());
+        // SAFETY: as above.
+        more = unsafe { Thread32Next(snapshot.as_raw_handle(), &mut entry) };
     }
     count
 }
 
 /// Queues a routine that does nothing for a thread to run in its next alertable wait.
 pub fn queue_routine<T>(thread: &JoinHandle<T>) {
-    unsafe extern "system" fn nothing(_argument: usize) {}
+    extern "system" fn nothing(_argument: usize) {}
     // SAFETY: the handle is open, and the routine does nothing. A thread that has ended refuses.
     unsafe { QueueUserAPC(Some(nothing), thread.as_raw_handle(), 0) };
 }
@@ -86,8 +87,10 @@ pub struct Task(OwnedHandle);
 impl Task {
     /// The calling thread.
     pub fn current() -> Self {
-        // SAFETY: the pseudo handle is valid for the length of the call, which makes a real one.
-        let this = unsafe { BorrowedHandle::borrow_raw(GetCurrentThread()) };
+        // SAFETY: gives a pseudo handle that is always valid.
+        let this = unsafe { GetCurrentThread() };
+        // SAFETY: it is valid for the length of the next call, which makes a real one.
+        let this = unsafe { BorrowedHandle::borrow_raw(this) };
         Self(this.try_clone_to_owned().unwrap())
     }
 

@@ -109,12 +109,14 @@ on_each_backend! {
     fn rule_19_a_signal_does_not_end_the_wait(ports: &Ports) {
         #[cfg(target_os = "linux")]
         extern "C" fn nothing(_signal: libc::c_int) {}
-        // SAFETY: the handler does nothing. Without SA_RESTART every wait of the thread sees EINTR.
         #[cfg(target_os = "linux")]
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
+        {
+            // SAFETY: all-zero is a valid sigaction: no flags, so that every wait sees EINTR.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
             action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()), 0);
+            // SAFETY: the action lives for the call, and its handler does nothing.
+            let result = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+            assert_eq!(result, 0);
         }
         let port = ports.shared(1);
         let (tell, told) = mpsc::channel();

@@ -14,7 +14,6 @@ pub(super) use unix::{interrupt, prepare};
 #[cfg(unix)]
 mod unix {
     use std::io;
-    use std::mem::MaybeUninit;
     use std::os::unix::thread::JoinHandleExt;
     use std::ptr;
     use std::thread::JoinHandle;
@@ -27,14 +26,12 @@ mod unix {
     /// Makes the signal interrupt calls.
     pub(in super::super) fn prepare() -> io::Result<()> {
         let handler: extern "C" fn(libc::c_int) = do_nothing;
-        // SAFETY: all zeros are a valid `sigaction` without flags (so calls are not restarted), and
-        // it lives for the call; the handler does nothing, which is safe in a signal handler.
-        let result = unsafe {
-            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
-            action.sa_sigaction = handler as libc::sighandler_t;
-            libc::sigemptyset(&mut action.sa_mask);
-            libc::sigaction(SIGNAL, &action, ptr::null_mut())
-        };
+        // SAFETY: all zeros are a valid `sigaction`: no flags (so calls are not restarted), and no
+        // signals that are held back meanwhile.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as libc::sighandler_t;
+        // SAFETY: the action lives for the call; its handler does nothing, which is safe in one.
+        let result = unsafe { libc::sigaction(SIGNAL, &action, ptr::null_mut()) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 

@@ -234,16 +234,17 @@ fn perform(descriptor: i32, piece: &Piece) -> Result<usize, i32> {
     // An offset is at most i64::MAX: checked when the request was taken in.
     let offset = piece.offset as i64;
     let vector = libc::iovec { iov_base: piece.address.cast(), iov_len: len_bytes };
-    // SAFETY: the piece's memory is owned by its transfer, which the caller holds; for a read it
-    // is capacity of a buffer that nothing else refers to.
-    let result = unsafe {
-        match piece.direction {
-            Direction::Read => libc::pread64(descriptor, piece.address.cast(), len_bytes, offset),
-            Direction::Write if piece.append => {
-                libc::pwritev2(descriptor, &vector, 1, 0, libc::RWF_APPEND)
-            }
-            Direction::Write => libc::pwrite64(descriptor, piece.address.cast(), len_bytes, offset),
-        }
+    let memory = piece.address.cast();
+    let result = match piece.direction {
+        // SAFETY: the piece's memory is capacity of a buffer that is owned by its transfer, which
+        // the caller holds, and that nothing else refers to.
+        Direction::Read => unsafe { libc::pread64(descriptor, memory, len_bytes, offset) },
+        // SAFETY: the vector lives for the call, and names bytes that the piece's transfer owns.
+        Direction::Write if piece.append => unsafe {
+            libc::pwritev2(descriptor, &vector, 1, 0, libc::RWF_APPEND)
+        },
+        // SAFETY: the bytes are owned by the piece's transfer, which the caller holds.
+        Direction::Write => unsafe { libc::pwrite64(descriptor, memory, len_bytes, offset) },
     };
     usize::try_from(result)
         .map_err(|_| io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))

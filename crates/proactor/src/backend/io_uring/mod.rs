@@ -157,8 +157,9 @@ impl Driver for RingDriver {
 
     fn has_completions(&self) -> bool {
         // SAFETY: the worker's lock is held, so nobody else looks at or moves the queue's ends.
-        let (completions, submissions) =
-            unsafe { (self.ring.completion_shared(), self.ring.submission_shared()) };
+        let completions = unsafe { self.ring.completion_shared() };
+        // SAFETY: as above.
+        let submissions = unsafe { self.ring.submission_shared() };
         !completions.is_empty() || submissions.taskrun()
     }
 

@@ -200,21 +200,24 @@ impl Bench {
     fn register_buffers(&mut self) -> Result<(), String> {
         let base = self.memory.0.cast::<u8>();
         for index in 0..BUFFERS {
-            // SAFETY: ring entries and buffers both lie inside the area, and the kernel does not
-            // know of it yet.
-            unsafe {
-                let entry = &mut *base.cast::<BufRingEntry>().add(usize::from(index));
-                entry.set_addr(base.add(PAGE_BYTES + usize::from(index) * BUFFER_BYTES) as u64);
-                entry.set_len(BUFFER_BYTES as u32);
-                entry.set_bid(index);
-            }
+            let at = usize::from(index);
+            // SAFETY: the ring's entries fill less than the first page of the area.
+            let entry = unsafe { base.cast::<BufRingEntry>().add(at) };
+            // SAFETY: zeros are an entry, and the kernel does not know of the area yet.
+            let entry = unsafe { &mut *entry };
+            // The second page has the buffers.
+            entry.set_addr(base.wrapping_add(PAGE_BYTES + at * BUFFER_BYTES) as u64);
+            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_bid(index);
         }
         // SAFETY: the area starts a page and stays until the ring is gone or, where a request is
         // not known to have ended, for ever.
         unsafe { self.ring.submitter().register_buf_ring_with_flags(base as u64, BUFFERS, 0, 0) }
             .map_err(|error| refusal::of_call("io_uring_register", &error))?;
-        // SAFETY: the first entry's spare field is the tail, which the kernel reads atomically.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base.cast()).cast_mut()) };
+        // SAFETY: the area starts with the ring's first entry, whose spare field is the tail.
+        let tail = unsafe { BufRingEntry::tail(base.cast()) };
+        // SAFETY: it is aligned, lives as long as the area, and the kernel reads it atomically.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         tail.store(BUFFERS, Ordering::Release);
         Ok(())
     }

@@ -85,9 +85,10 @@ impl ProvidedBuffers {
     fn publish(&mut self, index: u16) {
         assert!(self.lent < usize::from(self.count), "more buffers lent than there are");
         let position = usize::from(self.tail & (self.count - 1));
-        // SAFETY: `position` is below `count`, the number of entries. The kernel does not read an
-        // entry before the tail is moved past it.
-        let entry = unsafe { &mut *self.entries.as_ptr().add(position) };
+        // SAFETY: `position` is below `count`, the number of entries.
+        let entry = unsafe { self.entries.as_ptr().add(position) };
+        // SAFETY: the kernel does not read an entry before the tail is moved past it.
+        let entry = unsafe { &mut *entry };
         entry.set_addr(self.pool.address(index).as_ptr() as u64);
         entry.set_len(u32::try_from(self.pool.buffer_bytes()).unwrap_or(u32::MAX));
         entry.set_bid(index);

@@ -32,7 +32,7 @@ impl Socket {
         room.peer_bytes = size_of::<SOCKADDR_STORAGE>() as i32;
         let raw = self.raw;
         let issued = self.issue(pending, operation, false, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
             let inner = unsafe { flight.inner() };
             let (Payload::Datagram(buffer, _), Some(room)) =
                 (&mut inner.payload, &mut inner.native.room)
@@ -78,7 +78,7 @@ impl Socket {
         }
         let raw = self.raw;
         let issued = self.issue(pending, operation, false, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
             let Payload::DatagramTo(buffer, peer) = (unsafe { &flight.inner().payload }) else {
                 unreachable!("a datagram send owns its buffer")
             };

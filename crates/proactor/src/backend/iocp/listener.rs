@@ -55,7 +55,7 @@ impl Socket {
             let room = operation.inner.native.room.get_or_insert_with(Box::<Room>::default);
             room.accepted = Some(accepted);
             let issued = self.issue(&mut state.pending, operation, false, |flight| {
-                // SAFETY: just launched.
+                // SAFETY: just launched, and no call was made with it.
                 let room = unsafe { &mut flight.inner().native.room };
                 let Some(room) = room else { unreachable!("made just now") };
                 let output = room.accept_addresses.as_mut_ptr();

@@ -174,7 +174,7 @@ impl Socket {
         }
         let raw = self.raw;
         let issued = self.issue(pending, operation, false, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
             let Payload::Address(address) = (unsafe { &flight.inner().payload }) else {
                 unreachable!("a connect owns its address")
             };

@@ -115,7 +115,7 @@ impl Socket {
         let one_piece = with_piece(&operation.inner, |_, is_all| is_all);
         let raw = self.raw;
         let issued = self.issue(&mut state.pending, operation, !one_piece, |flight| {
-            // SAFETY: just launched.
+            // SAFETY: just launched, and no call was made with it.
             let inner = unsafe { &*flight.inner() };
             // SAFETY: the buffers and the OVERLAPPED are the operation's own.
             with_piece(inner, |list, _| unsafe { syscall::send(raw, list, flight.overlapped()) })

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use socket2::{SockAddr, Socket};
+use socket2::{SockAddr, SockAddrStorage, Socket};
 
 /// Buffers that one gathered call carries at most (`UIO_MAXIOV` is 1,024; this many fit in a
 /// function's frame, and more gain nothing).
@@ -25,17 +25,18 @@ fn check_len(result: isize) -> Result<usize, i32> {
 
 /// `epoll_create1(2)`.
 pub(crate) fn epoll_create() -> Result<OwnedFd, i32> {
-    // SAFETY: no memory is passed; the descriptor that comes back belongs to nobody else.
-    unsafe { check(libc::epoll_create1(libc::EPOLL_CLOEXEC)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: the descriptor was opened here and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// `eventfd(2)`, non-blocking.
 pub(crate) fn eventfd() -> Result<OwnedFd, i32> {
-    // SAFETY: as in `epoll_create`.
-    unsafe {
-        check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))
-            .map(|fd| OwnedFd::from_raw_fd(fd))
-    }
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the descriptor was opened here and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Adds one to an eventfd: wakes whoever polls it. Fails only when the counter is full, and then
@@ -218,21 +219,24 @@ pub(crate) struct Datagram {
 pub(crate) fn recv_datagram(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> Result<Datagram, i32> {
     let mut slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
     let mut outcome = Err(libc::EIO);
-    // SAFETY: the closure hands the kernel a storage of the length that it states, and `slice`
-    // covers `room`, which is borrowed for the call.
-    let address = unsafe {
-        SockAddr::try_init(|storage, length| {
-            let mut header: libc::msghdr = std::mem::zeroed();
-            header.msg_name = storage.cast();
-            header.msg_namelen = *length;
-            header.msg_iov = &mut slice;
-            header.msg_iovlen = 1;
-            outcome = check_len(libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT))
-                .map(|bytes| (bytes, header.msg_flags & libc::MSG_TRUNC != 0));
-            *length = header.msg_namelen;
-            Ok(())
-        })
+    let receive = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
+        // SAFETY: all-zero is a valid msghdr (null pointers, zero lengths).
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_name = storage.cast();
+        header.msg_namelen = size_of::<SockAddrStorage>() as libc::socklen_t;
+        header.msg_iov = &mut slice;
+        header.msg_iovlen = 1;
+        // SAFETY: the header and the storage live for the call and the storage is as long as is
+        // said; `slice` covers `room`, which is borrowed for the call.
+        outcome = check_len(unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) })
+            .map(|bytes| (bytes, header.msg_flags & libc::MSG_TRUNC != 0));
+        // SAFETY: `try_init` passes a place for the length, which is its own.
+        unsafe { *length = header.msg_namelen };
+        Ok(())
     };
+    // SAFETY: the kernel has written an address of the length that is stored, or none and zeros
+    // stand there.
+    let address = unsafe { SockAddr::try_init(receive) };
     let (bytes, truncated) = outcome?;
     Ok(Datagram { bytes, truncated, peer: address.ok().map(|((), address)| address) })
 }
@@ -240,19 +244,18 @@ pub(crate) fn recv_datagram(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> Result<D
 /// `accept4(2)`: the new connection is blocking and closed on exec.
 pub(crate) fn accept(listener: RawFd) -> Result<(Socket, SockAddr), i32> {
     let mut errno = libc::EIO;
-    // SAFETY: the storage and its length are passed as `accept4` wants them; a descriptor that
-    // comes back belongs to nobody else.
-    let accepted = unsafe {
-        SockAddr::try_init(|storage, length| {
-            match check(libc::accept4(listener, storage.cast(), length, libc::SOCK_CLOEXEC)) {
-                Ok(fd) => Ok(Socket::from_raw_fd(fd)),
-                Err(code) => {
-                    errno = code;
-                    Err(io::Error::from_raw_os_error(code))
-                }
-            }
-        })
+    let take = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
+        // SAFETY: `try_init` passes a storage and the place of its length, for the call.
+        let fd = unsafe { libc::accept4(listener, storage.cast(), length, libc::SOCK_CLOEXEC) };
+        let fd = check(fd).map_err(|code| {
+            errno = code;
+            io::Error::from_raw_os_error(code)
+        })?;
+        // SAFETY: the descriptor was opened here and belongs to nobody else.
+        Ok(unsafe { Socket::from_raw_fd(fd) })
     };
+    // SAFETY: where the call succeeds, the kernel has written an address and its length.
+    let accepted = unsafe { SockAddr::try_init(take) };
     accepted.map_err(|_| errno)
 }
 

@@ -29,19 +29,12 @@ fn install_filter(refused: libc::c_long, errno: i32) -> io::Result<()> {
         instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
     ];
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the first call takes numbers only; the second one copies the program, which lives
-    // for the call. Both change the calling thread alone.
-    let result = unsafe {
-        match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_usize, 0_usize, 0_usize, 0_usize) {
-            0 => libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER as usize,
-                &raw const filter,
-            ),
-            failed => failed,
-        }
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let check = |result| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: takes numbers only, and changes the calling thread alone.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_usize, 0_usize, 0_usize, 0_usize) })?;
+    let mode = libc::SECCOMP_MODE_FILTER as usize;
+    // SAFETY: the kernel copies the program, which lives for the call; of the calling thread alone.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter) })
 }
 
 fn assert_consistent(probe: &Probe) {

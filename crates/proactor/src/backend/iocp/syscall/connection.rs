@@ -57,14 +57,11 @@ fn accept_functions(listener: SOCKET) -> Result<&'static AcceptFunctions, Code> 
     if let Some(functions) = ACCEPT_FUNCTIONS.get() {
         return Ok(functions);
     }
-    // SAFETY: the types are those of the functions that the ids name.
-    let functions = unsafe {
-        AcceptFunctions {
-            accept: extension(listener, &WSAID_ACCEPTEX)?,
-            addresses: extension(listener, &WSAID_GETACCEPTEXSOCKADDRS)?,
-        }
-    };
-    Ok(ACCEPT_FUNCTIONS.get_or_init(|| functions))
+    // SAFETY: the type is that of AcceptEx.
+    let accept = unsafe { extension(listener, &WSAID_ACCEPTEX) }?;
+    // SAFETY: the type is that of GetAcceptExSockaddrs.
+    let addresses = unsafe { extension(listener, &WSAID_GETACCEPTEXSOCKADDRS) }?;
+    Ok(ACCEPT_FUNCTIONS.get_or_init(|| AcceptFunctions { accept, addresses }))
 }
 
 /// Room for one address in the output of [`accept`]: 16 bytes more than the longest.
@@ -97,7 +94,7 @@ pub(crate) fn peer_of_accept(output: &[u8; 2 * ACCEPT_ADDRESS_BYTES]) -> Option<
     let (mut local, mut peer) = (null_mut(), null_mut());
     let (mut local_bytes, mut peer_bytes) = (0, 0);
     let length = ACCEPT_ADDRESS_BYTES as u32;
-    // SAFETY: the lengths are those that AcceptEx was called with; the results point into `output`.
+    // SAFETY: the lengths are those that AcceptEx was called with, and the places are writable.
     unsafe {
         function(
             output.as_ptr().cast(),
@@ -109,8 +106,9 @@ pub(crate) fn peer_of_accept(output: &[u8; 2 * ACCEPT_ADDRESS_BYTES]) -> Option<
             &mut peer,
             &mut peer_bytes,
         );
-        address(peer.cast_const(), peer_bytes)
     }
+    // SAFETY: the results point into `output`, and each is as long as is said.
+    unsafe { address(peer.cast_const(), peer_bytes) }
 }
 
 /// Starts to connect a bound socket.

@@ -26,7 +26,10 @@ pub(crate) fn raw(socket: &socket2::Socket) -> SOCKET {
 }
 
 /// Reads an option of fixed size.
-fn option<T: Copy>(socket: SOCKET, name: i32) -> Result<T, Code> {
+///
+/// # Safety
+/// `T` is what Winsock documents the option's value to be, and any bytes are a value of it.
+unsafe fn option<T: Copy>(socket: SOCKET, name: i32) -> Result<T, Code> {
     let mut value = MaybeUninit::<T>::zeroed();
     let mut length = size_of::<T>() as i32;
     // SAFETY: the value is writable for as long as is said.
@@ -35,18 +38,20 @@ fn option<T: Copy>(socket: SOCKET, name: i32) -> Result<T, Code> {
     if result == SOCKET_ERROR {
         return Err(last_socket_error());
     }
-    // SAFETY: T is one of the plain structures of this file, for which zeros are a value too.
+    // SAFETY: zeros, and over them what Winsock wrote: a value, as the caller promises.
     Ok(unsafe { value.assume_init() })
 }
 
 /// What the socket was made from: its family, its type, and what its provider can do.
 pub(crate) fn protocol(socket: SOCKET) -> Result<WSAPROTOCOL_INFOW, Code> {
-    option(socket, SO_PROTOCOL_INFOW)
+    // SAFETY: the option's value is this structure of numbers.
+    unsafe { option(socket, SO_PROTOCOL_INFOW) }
 }
 
 /// The longest datagram that can be sent.
 pub(crate) fn longest_datagram(socket: SOCKET) -> Result<u32, Code> {
-    option(socket, SO_MAX_MSG_SIZE)
+    // SAFETY: the option's value is a number.
+    unsafe { option(socket, SO_MAX_MSG_SIZE) }
 }
 
 /// Gives an accepted socket the properties of its listener, so that every call works on it.
@@ -94,7 +99,8 @@ pub(crate) fn set_report_unreachable(socket: SOCKET, report: bool) -> Result<(),
 
 /// Whether a socket listens.
 pub(crate) fn listens(socket: SOCKET) -> bool {
-    option::<i32>(socket, SO_ACCEPTCONN).is_ok_and(|listens| listens != 0)
+    // SAFETY: the option's value is a BOOL, which is a number.
+    unsafe { option::<i32>(socket, SO_ACCEPTCONN) }.is_ok_and(|listens| listens != 0)
 }
 
 /// An internet address as the kernel has written it; `None` for any other.
@@ -106,13 +112,13 @@ pub(crate) unsafe fn address(address: *const SOCKADDR, bytes: i32) -> Option<Soc
         return None;
     }
     let bytes = (bytes as usize).min(size_of::<SockAddrStorage>());
-    // SAFETY: so many bytes are readable, and writable in the storage.
-    let result = unsafe {
-        SockAddr::try_init(|storage, length| {
-            std::ptr::copy_nonoverlapping(address.cast::<u8>(), storage.cast::<u8>(), bytes);
-            *length = bytes as i32;
-            Ok(())
-        })
+    let copy = |storage: *mut SockAddrStorage, length: *mut i32| {
+        // SAFETY: so many bytes are readable, as the caller promises, and writable in the storage.
+        unsafe { address.cast::<u8>().copy_to_nonoverlapping(storage.cast(), bytes) };
+        // SAFETY: `try_init` passes the place of the length.
+        unsafe { *length = bytes as i32 };
+        Ok(())
     };
-    result.ok()?.1.as_socket()
+    // SAFETY: an address of the length that is stored stands there, with zeros behind it.
+    unsafe { SockAddr::try_init(copy) }.ok()?.1.as_socket()
 }
