@@ -16,6 +16,9 @@ impl ListenSocket {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the socket does not listen (rule
     /// 92); [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [accept(2)](https://man7.org/linux/man-pages/man2/accept.2.html); Microsoft Learn,
+    /// "AcceptEx function (mswsock.h)".
     pub fn accept(&self, mut operation: Operation) -> Result<OperationId, Rejected> {
         let id = operation.prepare(OperationKind::Accept, Payload::None);
         self.handle.start(operation).map(|()| id)

@@ -12,6 +12,8 @@ macro_rules! cancel {
             ///
             /// Returns `false` where there is nothing to cancel, also where the packet is queued
             /// already (rule 80).
+            ///
+            /// References: Microsoft Learn, "CancelIoEx function".
             pub fn cancel(&self, operation: OperationId) -> bool {
                 self.handle.source.cancel(operation)
             }

@@ -12,12 +12,19 @@ use crate::port::StreamSocket;
 
 impl StreamSocket {
     /// Starts a connect to `peer`; the packet comes when the connection stands or is refused
-    /// (rules 104, 105). After a failure the socket may be tried again (rule 106).
+    /// (rules 104, 105): with [`ConnectionRefused`](crate::ErrorKind::ConnectionRefused) where nobody
+    /// listens, [`TimedOut`](crate::ErrorKind::TimedOut) where no answer came in the system's time,
+    /// [`NetworkUnreachable`](crate::ErrorKind::NetworkUnreachable) or
+    /// [`HostUnreachable`](crate::ErrorKind::HostUnreachable) where there is no way there. After a
+    /// failure the socket may be tried again (rule 106).
     ///
     /// # Errors
     /// [`AlreadyConnected`](crate::ErrorKind::AlreadyConnected) also while a connect is pending;
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the address is of another family;
     /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [connect(2)](https://man7.org/linux/man-pages/man2/connect.2.html); Microsoft
+    /// Learn, "LPFN_CONNECTEX callback function (mswsock.h)".
     pub fn connect(&self, operation: Operation, peer: SocketAddr) -> Result<OperationId, Rejected> {
         self.connect_to(operation, peer.into())
     }
@@ -69,7 +76,11 @@ impl StreamSocket {
     /// For the receiving side, pending receives stay pending, and new ones are refused (rule 84).
     ///
     /// # Errors
-    /// [`NotConnected`](crate::ErrorKind::NotConnected), [`ConnectionReset`](crate::ErrorKind::ConnectionReset).
+    /// [`NotConnected`](crate::ErrorKind::NotConnected) before a connection stands;
+    /// [`ConnectionReset`](crate::ErrorKind::ConnectionReset) where the peer has reset it.
+    ///
+    /// References: [shutdown(2)](https://man7.org/linux/man-pages/man2/shutdown.2.html); Microsoft
+    /// Learn, "shutdown function (winsock.h)".
     pub fn shutdown(&self, how: Shutdown) -> Result<(), Error> {
         self.handle.source.shutdown(how)
     }

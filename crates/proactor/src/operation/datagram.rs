@@ -17,6 +17,9 @@ impl DatagramSocket {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) on a socket without a local address (rule
     /// 115); [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [recvmsg(2)](https://man7.org/linux/man-pages/man2/recvmsg.2.html); Microsoft
+    /// Learn, "WSARecvFrom function (winsock2.h)".
     pub fn recv_from(
         &self,
         mut operation: Operation,
@@ -33,6 +36,9 @@ impl DatagramSocket {
     /// [`MessageTooLong`](crate::ErrorKind::MessageTooLong): nothing is sent (rule 117);
     /// [`NotConnected`](crate::ErrorKind::NotConnected) without a peer;
     /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [sendmsg(2)](https://man7.org/linux/man-pages/man2/sendmsg.2.html); Microsoft
+    /// Learn, "WSASendTo function (winsock2.h)".
     pub fn send_to(
         &self,
         mut operation: Operation,

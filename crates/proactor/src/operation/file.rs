@@ -12,7 +12,11 @@ impl AssociatedFile {
     /// (rule 122).
     ///
     /// # Errors
-    /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for an offset that does not fit into an
+    /// `i64`, in which systems count; [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [pread(2)](https://man7.org/linux/man-pages/man2/pread.2.html); Microsoft Learn,
+    /// "ReadFile function (fileapi.h)".
     pub fn read_at(
         &self,
         mut operation: Operation,
@@ -29,7 +33,11 @@ impl AssociatedFile {
     /// `u64::MAX` appends (rule 121).
     ///
     /// # Errors
-    /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for any other offset that does not fit into
+    /// an `i64`, in which systems count; [`PortClosed`](crate::ErrorKind::PortClosed).
+    ///
+    /// References: [pwrite(2)](https://man7.org/linux/man-pages/man2/pwrite.2.html); Microsoft Learn,
+    /// "WriteFile function (fileapi.h)".
     pub fn write_at(
         &self,
         mut operation: Operation,

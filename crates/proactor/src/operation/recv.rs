@@ -21,6 +21,9 @@ impl StreamSocket {
     /// where the peer's reset is known already (rule 59), [`ShutDown`](ErrorKind::ShutDown),
     /// [`InvalidInput`](ErrorKind::InvalidInput) while a continuous receive is pending,
     /// [`PortClosed`](ErrorKind::PortClosed).
+    ///
+    /// References: [recv(2)](https://man7.org/linux/man-pages/man2/recv.2.html); Microsoft Learn,
+    /// "WSARecv function (winsock2.h)".
     pub fn recv(
         &self,
         mut operation: Operation,
@@ -68,6 +71,9 @@ impl StreamSocket {
     /// # Errors
     /// As [`recv`](Self::recv), and [`InvalidInput`](ErrorKind::InvalidInput) while any other
     /// receive is pending.
+    ///
+    /// References: [io_uring_prep_recv_multishot(3)](https://man7.org/linux/man-pages/man3/io_uring_prep_recv_multishot.3.html),
+    /// which is what io_uring is asked for.
     pub fn recv_continuous(&self, mut operation: Operation) -> Result<OperationId, Rejected> {
         let id = operation.prepare(OperationKind::RecvContinuous, Payload::None);
         self.handle.start(operation).map(|()| id)

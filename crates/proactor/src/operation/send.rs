@@ -21,6 +21,9 @@ impl StreamSocket {
     /// [`NotConnected`](ErrorKind::NotConnected), [`ConnectionReset`](ErrorKind::ConnectionReset),
     /// [`ShutDown`](ErrorKind::ShutDown) after a shutdown of the sending side (rule 70),
     /// [`PortClosed`](ErrorKind::PortClosed).
+    ///
+    /// References: [send(2)](https://man7.org/linux/man-pages/man2/send.2.html); Microsoft Learn,
+    /// "WSASend function (winsock2.h)".
     pub fn send(
         &self,
         mut operation: Operation,

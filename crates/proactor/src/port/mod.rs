@@ -175,6 +175,9 @@ impl CompletionPort {
     /// closed before or during the wait; [`Failed`](DequeueError::Failed) where the system refuses
     /// this thread the descriptors that waiting takes. A packet of a *failed operation* is a
     /// packet: see [`Completion::result`] (rule 16).
+    ///
+    /// References: Microsoft Learn, "GetQueuedCompletionStatus function", and "I/O Completion Ports"
+    /// for the order in which threads are released.
     pub fn dequeue(&self, timeout: Option<Duration>) -> Result<Completion, DequeueError> {
         let mut slot = None;
         self.backend.dequeue(std::slice::from_mut(&mut slot), timeout)?;
@@ -207,7 +210,11 @@ impl CompletionPort {
     ///
     /// # Errors
     /// [`PortClosed`](crate::ErrorKind::PortClosed); the operation is in the error where one was
-    /// given, else a new empty one.
+    /// given, else a new empty one. On Windows also
+    /// [`InsufficientResources`](crate::ErrorKind::InsufficientResources) where the kernel has no
+    /// memory for the packet.
+    ///
+    /// References: Microsoft Learn, "PostQueuedCompletionStatus function".
     pub fn post(
         &self,
         key: usize,
@@ -221,7 +228,11 @@ impl CompletionPort {
     /// never before.
     ///
     /// # Errors
-    /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    /// [`PortClosed`](crate::ErrorKind::PortClosed). On Windows, with the port's first timer, what
+    /// the system has against one more thread or timer object. The operation is in the error.
+    ///
+    /// References: [clock_gettime(2)](https://man7.org/linux/man-pages/man2/clock_gettime.2.html) for
+    /// `CLOCK_MONOTONIC`; Microsoft Learn, "SetWaitableTimer function (synchapi.h)".
     pub fn start_timer(
         &self,
         key: usize,
@@ -237,7 +248,7 @@ impl CompletionPort {
     /// Starts a timer that is due at `deadline`; see [`start_timer`](Self::start_timer).
     ///
     /// # Errors
-    /// [`PortClosed`](crate::ErrorKind::PortClosed).
+    /// As [`start_timer`](Self::start_timer).
     pub fn start_timer_at(
         &self,
         key: usize,

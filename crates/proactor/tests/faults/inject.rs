@@ -136,19 +136,20 @@ fn install(numbers: &[libc::c_long], action: u32) -> io::Result<OwnedFd> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     let supervised = action == libc::SECCOMP_RET_USER_NOTIF;
     let flags = if supervised { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
-    // SAFETY: the first call takes numbers only; the second one copies the program, which lives for
-    // the call. Both change the calling thread alone. A descriptor that comes back is new.
-    unsafe {
-        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_usize, 0_usize, 0_usize, 0_usize) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let set = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
-        let result = libc::syscall(libc::SYS_seccomp, set, flags, &raw const filter);
-        match RawFd::try_from(result) {
-            Ok(listener) if listener >= 0 && supervised => Ok(OwnedFd::from_raw_fd(listener)),
-            Ok(0) => event(),
-            _ => Err(io::Error::last_os_error()),
-        }
+    // SAFETY: takes numbers only, and changes the calling thread alone.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_usize, 0_usize, 0_usize, 0_usize) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let set = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
+    // SAFETY: the kernel copies the program, which lives for the call; of the calling thread alone.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, set, flags, &raw const filter) };
+    match RawFd::try_from(result) {
+        // SAFETY: the descriptor was opened by the call and belongs to nobody else.
+        Ok(listener) if listener >= 0 && supervised => unsafe {
+            Ok(OwnedFd::from_raw_fd(listener))
+        },
+        Ok(0) => event(),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -196,15 +197,15 @@ fn answer_one(
 ) {
     let mut request = MaybeUninit::<libc::seccomp_notif>::zeroed();
     // SAFETY: the kernel fills the zeroed structure, as it asks for.
-    let request = unsafe {
-        let received =
-            libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, request.as_mut_ptr());
-        if received != 0 {
-            // The thread was interrupted, and its call is tried again.
-            return;
-        }
-        request.assume_init()
+    let received = unsafe {
+        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, request.as_mut_ptr())
     };
+    if received != 0 {
+        // The thread was interrupted, and its call is tried again.
+        return;
+    }
+    // SAFETY: zeros, and over them what the kernel wrote: numbers only.
+    let request = unsafe { request.assume_init() };
     let call = Call { number: request.data.nr.into(), args: request.data.args };
     let answer = if faults.paused.load(Ordering::SeqCst) { Answer::Pass } else { decide(&call) };
     // SAFETY: all-zero is a valid response.
@@ -229,13 +230,13 @@ fn answer_one(
 }
 
 fn event() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed; the descriptor is new and belongs to nobody else.
-    unsafe {
-        match libc::eventfd(0, libc::EFD_CLOEXEC) {
-            fd if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
-            _ => Err(io::Error::last_os_error()),
-        }
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: the descriptor was opened here and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn signal(event: &OwnedFd) {

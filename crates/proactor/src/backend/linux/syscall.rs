@@ -55,10 +55,10 @@ pub(crate) fn eventfd_signal(fd: &OwnedFd) {
 #[cfg(not(all(test, proactor_model)))]
 pub(crate) fn timer() -> Result<OwnedFd, i32> {
     let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
-    // SAFETY: as in `epoll_create`.
-    unsafe {
-        check(libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)).map(|fd| OwnedFd::from_raw_fd(fd))
-    }
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
+    // SAFETY: the descriptor was opened here and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// In the models a timer is an eventfd, and rings as soon as it is set.
