@@ -592,11 +592,9 @@ fn noise(seed: usize, length: usize) -> Vec<u8> {
 /// A file without a name.
 fn memory_file() -> std::fs::File {
     use std::os::fd::{FromRawFd, OwnedFd};
-    // SAFETY: the name ends with a zero; the descriptor is new and belongs to nobody else.
-    let file = unsafe {
-        let descriptor = libc::memfd_create(c"proactor-fuzz".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
-        OwnedFd::from_raw_fd(descriptor)
-    };
-    file.into()
+    // SAFETY: the name ends with a zero.
+    let descriptor = unsafe { libc::memfd_create(c"proactor-fuzz".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor was made here and belongs to nobody else.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }.into()
 }
