@@ -113,7 +113,11 @@ impl Server {
                     None => self.handle(completion, &mut kit),
                     Some(meter) => self.handle_metered(completion, &mut kit, meter),
                 },
-                Err(DequeueError::Closed) => return Ok(kit.tally),
+                Err(DequeueError::Closed) => {
+                    // A worker's buffers go with its thread: who leaves first sees all of them.
+                    kit.tally.pool_bytes = self.port.counters().pool_bytes;
+                    return Ok(kit.tally);
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -25,6 +25,8 @@ pub(crate) struct Tally {
     pub(crate) reordered: u64,
     /// Clients that were turned away, because the model has no room for them.
     pub(crate) refused: u64,
+    /// Receive buffers of the port, when the worker left.
+    pub(crate) pool_bytes: u64,
 }
 
 impl Tally {
@@ -52,6 +54,7 @@ impl Tally {
         self.cut_off += other.cut_off;
         self.reordered += other.reordered;
         self.refused += other.refused;
+        self.pool_bytes = self.pool_bytes.max(other.pool_bytes);
     }
 }
 
@@ -114,7 +117,7 @@ impl Work {
             wakes: port.wakes,
             rescues: port.rescues,
             blocked_threads: port.blocked_threads,
-            pool_bytes: port.pool_bytes,
+            pool_bytes: tally.pool_bytes,
         }
     }
 }
