@@ -266,9 +266,8 @@ fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
     .listen(listen)
     .framing(Lines::new().with_maximum_frame_bytes(MAXIMUM_LINE_BYTES))
     .timeouts(Timeouts {
-        // The whole request in 30 s; the end of the file as long as a slow client takes to read it.
+        // The whole request in 30 s.
         explicit_handshake: true,
-        disconnect: Duration::from_secs(60),
         ..Timeouts::default()
     })
     .drain(Duration::from_secs(5))

@@ -1,6 +1,6 @@
 //! A TCP relay: whoever connects is connected to another server, and bytes go both ways.
 //!
-//! Run it:  cargo run --release --example relay -- LISTEN SERVER
+//! Run it:  cargo run --release --example relay -- LISTEN SERVER [SECONDS]
 //! Try it:  cargo run --release --example relay -- 127.0.0.1:7010 example.com:80
 //!          curl -H 'Host: example.com' http://127.0.0.1:7010/
 //!
@@ -11,6 +11,8 @@
 //!   queue there has fallen to the low mark: a relay holds a bounded number of bytes, however large
 //!   the difference;
 //! - the end of one direction is passed on behind its last byte, and the other direction goes on;
+//! - where one peer has ended its side and the other one says nothing for a minute or two (or the
+//!   seconds that are given behind SERVER), both are reset;
 //! - a reset, a time limit and everything else that is no end in order is passed on as a reset.
 //!
 //! Enter in this terminal stops the relay in order; twice, at once.
@@ -36,7 +38,22 @@ struct End {
     other: Option<Session>,
     /// How many of the two peers have ended their side.
     ended: Arc<AtomicUsize>,
+    /// Since this one has, for how many looks nothing was sent to it; `None`: it has not.
+    silent_looks: Option<u32>,
 }
+
+impl End {
+    fn new(
+        dial: Option<(SocketAddr, Arc<ClientService>)>,
+        other: Option<Session>,
+        ended: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { dial, other, ended, silent_looks: None }
+    }
+}
+
+/// How long nothing is sent to a peer before one looks whether its connection is only half there.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Tells the accepted end that the other one is there.
 struct Connected(Session);
@@ -50,7 +67,7 @@ impl SessionHandler for End {
                 let failed = session.clone();
                 client.dial(
                     server,
-                    move |_| End { dial: None, other: Some(accepted), ended },
+                    move |_| End::new(None, Some(accepted), ended),
                     move |error| {
                         eprintln!("{server}: {error}");
                         failed.abort();
@@ -96,8 +113,24 @@ impl SessionHandler for End {
         }
     }
 
+    fn sent(&mut self, _session: &Session, _bytes: usize) {
+        self.silent_looks = self.silent_looks.map(|_| 0);
+    }
+
+    /// Nothing was sent to this peer for a while. Where it has ended its own side, nobody would
+    /// notice that the other one never says anything again.
+    fn heartbeat(&mut self, session: &Session) {
+        let Some(looks) = &mut self.silent_looks else { return };
+        *looks += 1;
+        // The first may come right behind the end.
+        if *looks > 1 {
+            session.abort();
+        }
+    }
+
     fn peer_ended(&mut self, _session: &Session) -> AfterEnd {
         let Some(other) = &self.other else { return AfterEnd::Disconnect };
+        self.silent_looks = Some(0);
         other.end_sending();
         if self.ended.fetch_add(1, Ordering::SeqCst) == 0 {
             return AfterEnd::KeepSending;
@@ -126,16 +159,21 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [listen, server] = &arguments[..] else {
-        eprintln!("usage: relay LISTEN SERVER");
-        return Ok(ExitCode::from(2));
+    let (listen, server, silence) = match &arguments[..] {
+        [listen, server] => (listen, server, SILENCE),
+        [listen, server, seconds] => {
+            let seconds = seconds.parse().map_err(|error| format!("{seconds}: {error}"))?;
+            (listen, server, Duration::from_secs(seconds))
+        }
+        _ => {
+            eprintln!("usage: relay LISTEN SERVER [SECONDS]");
+            return Ok(ExitCode::from(2));
+        }
     };
     let targets = server.to_socket_addrs().map_err(|error| format!("{server}: {error}"))?;
     let target = { targets }.next().ok_or("the server has no address")?;
-    // Who may speak first, and when, is up to the two ends. The end of a connection takes as long
-    // as a slow peer takes to read what is left.
-    let timeouts =
-        Timeouts { handshake: None, disconnect: Duration::from_secs(60), ..Timeouts::default() };
+    // Who may speak first, and when, is up to the two ends.
+    let timeouts = Timeouts { handshake: None, heartbeat: Some(silence), ..Timeouts::default() };
     // The two directions are independent: an end that does not read may still be sending.
     let water_marks = WaterMarks { pause_receiving: false, ..WaterMarks::default() };
 
@@ -147,10 +185,8 @@ fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .start_on(&runtime)?;
     let client = Arc::new(client);
     let dialer = Arc::clone(&client);
-    let relay = ServerService::builder(move |_| End {
-        dial: Some((target, Arc::clone(&dialer))),
-        other: None,
-        ended: Arc::default(),
+    let relay = ServerService::builder(move |_| {
+        End::new(Some((target, Arc::clone(&dialer))), None, Arc::default())
     })
     .name("relay")
     .listen(listen)

@@ -138,6 +138,25 @@ fn the_relay_passes_the_end_of_each_direction_on_by_itself() {
 }
 
 #[test]
+fn the_relay_gives_up_a_half_closed_connection_that_is_silent() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = listener.local_addr().unwrap().to_string();
+    let relay = Running::start("relay", &["127.0.0.1:0", &server, "1"]);
+    for client_first in [true, false] {
+        let mut client = relay.connect();
+        let mut server = accept(&listener);
+        let (first, second) =
+            if client_first { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        first.write_all(b"question").unwrap();
+        first.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(second), (b"question".to_vec(), None));
+        // The second one neither answers nor ends.
+        assert_eq!(read_to_end(first), (Vec::new(), Some(IoErrorKind::ConnectionReset)));
+    }
+    relay.stop();
+}
+
+#[test]
 fn the_relay_passes_resets_on() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let relay = relay_to(&listener);

@@ -130,6 +130,7 @@ on_each_backend! {
         // A refusal gives back whatever type it is, and ends nothing.
         let text = String::from("not taken");
         assert_eq!(session.notify(text.clone()), Err(NotifyError::Full(text)));
+        assert_eq!(server.handle().snapshot().refused_notifications, 2);
         (0..5).for_each(|_| release.send(()).unwrap());
         for number in 1..=3 {
             assert_eq!(hear.recv_timeout(HANG), Ok(number));
@@ -238,7 +239,7 @@ on_each_backend! {
             Ok(())
         })
         .limits(limited(|limits| limits.session_queued_bytes = 2 * MANY))
-        .timeouts(proactor::service::Timeouts { disconnect: HANG, ..patient() })
+        .timeouts(proactor::service::Timeouts { linger: HANG, ..patient() })
         .start_on(&runtime)
         .unwrap();
         let mut client = connect(server.local_address().unwrap());
@@ -338,6 +339,28 @@ on_each_backend! {
         wait_for_sessions(&server.handle(), 1);
         server.handle().sessions()[0].send(vec![b'y'; 900_000]).unwrap();
         assert!(read_bytes(&mut client, 900_000).iter().all(|byte| *byte == b'y'));
+    }
+
+    fn paused_it_learns_of_a_reset_at_once(ports: &Ports) {
+        let runtime = runtime(ports);
+        let log = Log::default();
+        let server = noting(&log, |session, _frame| {
+            session.pause_receiving();
+            Ok(())
+        })
+        .framing(Lines::new())
+        .timeouts(patient())
+        .start_on(&runtime)
+        .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        // The second line stays behind the pause, and the reset comes behind that.
+        client.write_all(b"one\ntwo\n").unwrap();
+        log.wait_for("received one");
+        reset(client);
+        wait_for_sessions(&server.handle(), 0);
+        assert_eq!(log.count("received"), 1, "{:?}", log.all());
+        assert_eq!(server.handle().snapshot().disconnected.failed, 1);
+        log.check_order();
     }
 
     fn paused_it_receives_nothing_and_resumed_it_receives_all(ports: &Ports) {

@@ -371,7 +371,7 @@ on_each_backend! {
         let server = noting(&log, |_, _| Ok(()))
             .framing(Lines::new())
             .timeouts(proactor::service::Timeouts {
-                disconnect: Duration::from_millis(50),
+                linger: Duration::from_millis(50),
                 ..patient()
             })
             .start_on(&runtime)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::*;
 use proactor::service::framing::{LengthPrefixed, Lines};
-use proactor::service::{Timeouts, TransferRate};
+use proactor::service::{Runtime, ServerService, Session, Timeouts, TransferRate};
 use service_common::*;
 
 const SHORT: Duration = Duration::from_millis(40);
@@ -19,6 +19,20 @@ fn with(change: impl FnOnce(&mut Timeouts)) -> Timeouts {
     let mut timeouts = patient();
     change(&mut timeouts);
     timeouts
+}
+
+/// More bytes than the system keeps for both ends of a connection.
+const MANY: usize = 24 * 1024 * 1024;
+
+/// A server that sends `MANY` bytes on a question, and ends the session.
+fn answering(runtime: &Runtime, log: &Log, timeouts: Timeouts) -> ServerService {
+    let answer = |session: &Session, _: &[u8]| {
+        session.send_shared(vec![b'x'; MANY])?;
+        session.disconnect();
+        Ok(())
+    };
+    let limits = limited(|limits| limits.session_queued_bytes = 2 * MANY);
+    noting(log, answer).limits(limits).timeouts(timeouts).start_on(runtime).unwrap()
 }
 
 on_each_backend! {
@@ -175,7 +189,7 @@ on_each_backend! {
             Ok(())
         })
         .framing(Lines::new())
-        .timeouts(with(|timeouts| timeouts.disconnect = SHORT))
+        .timeouts(with(|timeouts| timeouts.linger = SHORT))
         .start_on(&runtime)
         .unwrap();
         let mut client = connect(server.local_address().unwrap());
@@ -185,6 +199,43 @@ on_each_backend! {
         wait_for_sessions(&server.handle(), 0);
         log.wait_for("disconnected: disconnected on this side");
         wait_until("the reset is seen", || client.write_all(b"x").is_err());
+    }
+
+    fn what_is_queued_has_longer_than_the_peers_end(ports: &Ports) {
+        let (runtime, log) = (runtime(ports), Log::default());
+        let server = answering(&runtime, &log, with(|timeouts| timeouts.linger = SHORT));
+        let mut client = connect(server.local_address().unwrap());
+        client.write_all(b"question").unwrap();
+        log.wait_for("received question");
+        // Longer than the peer's end may take: all of it is still to come.
+        std::thread::sleep(3 * SHORT);
+        let (answer, error) = read_to_end(&mut client);
+        assert_eq!((answer.len(), error), (MANY, None));
+        drop(client);
+        wait_for_sessions(&server.handle(), 0);
+        log.check_order();
+    }
+
+    fn a_peer_that_does_not_take_what_is_queued_is_reset_at_last(ports: &Ports) {
+        let (runtime, log) = (runtime(ports), Log::default());
+        for flush in [true, false] {
+            // While the queue is sent, its own limit holds, and the others as well.
+            let server = answering(
+                &runtime,
+                &log,
+                with(|timeouts| {
+                    timeouts.linger = HANG;
+                    timeouts.flush = if flush { SHORT } else { 10 * HANG };
+                    timeouts.write = (!flush).then_some(SHORT);
+                }),
+            );
+            let mut client = connect(server.local_address().unwrap());
+            client.write_all(b"question").unwrap();
+            wait_until("it is over", || server.handle().snapshot().disconnected.local == 1);
+            let (answer, error) = read_to_end(&mut client);
+            assert!(answer.len() < MANY && error.is_some(), "{} bytes", answer.len());
+        }
+        log.check_order();
     }
 
     fn a_pause_on_our_side_is_not_the_peers_fault(ports: &Ports) {

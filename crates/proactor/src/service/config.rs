@@ -87,9 +87,12 @@ pub struct Timeouts {
     /// After so long without anything sent the handler's
     /// [`heartbeat`](super::SessionHandler::heartbeat) is called. Default: never.
     pub heartbeat: Option<Duration>,
-    /// For an orderly end: to send what is queued, and for the peer to end its side. Then the
-    /// connection is reset. Default 5 s.
-    pub disconnect: Duration,
+    /// For an orderly end, to send what is queued, from the request on. Meanwhile `write` and
+    /// `minimum_rate` hold as before. Then the connection is reset. Default 60 s.
+    pub flush: Duration,
+    /// For an orderly end, for the peer to end its side, from when all was sent. Then the connection
+    /// is reset. Default 5 s.
+    pub linger: Duration,
     /// For a client's connection to come to stand. Default 10 s.
     pub connect: Duration,
     /// The slow-peer rule. Default 64 bytes in a second, after 10 s.
@@ -105,7 +108,8 @@ impl Default for Timeouts {
             read: Some(Duration::from_secs(30)),
             write: Some(Duration::from_secs(30)),
             heartbeat: None,
-            disconnect: Duration::from_secs(5),
+            flush: Duration::from_secs(60),
+            linger: Duration::from_secs(5),
             connect: Duration::from_secs(10),
             minimum_rate: Some(TransferRate {
                 bytes_per_second: 64,

@@ -119,6 +119,7 @@ impl ServiceHandle {
             queued_bytes: 0,
             sessions_over_mark: 0,
             refused_sends: load(&counters.refused_sends),
+            refused_notifications: load(&counters.refused_notifications),
             panics: load(&counters.panics),
             handler_p50: self.shared.handler_time.percentile(50.0),
             handler_p99: self.shared.handler_time.percentile(99.0),

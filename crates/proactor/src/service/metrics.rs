@@ -12,7 +12,8 @@ impl ServiceSnapshot {
     /// Counters: `proactor_sessions_accepted`, `proactor_sessions_rejected` and
     /// `proactor_sessions_disconnected` (label `cause`), `proactor_accept_pauses`,
     /// `proactor_received_bytes`, `proactor_received_frames`, `proactor_sent_bytes`,
-    /// `proactor_sent_frames`, `proactor_refused_sends`, `proactor_handler_panics`. Gauges:
+    /// `proactor_sent_frames`, `proactor_refused_sends`, `proactor_refused_notifications`,
+    /// `proactor_handler_panics`. Gauges:
     /// `proactor_sessions`, `proactor_sessions_over_mark`, `proactor_queued_bytes`,
     /// `proactor_handler_p50_seconds`, `proactor_handler_p99_seconds`.
     pub fn record_metrics(&self) {
@@ -44,6 +45,7 @@ impl ServiceSnapshot {
         count("proactor_sent_bytes", self.sent_bytes);
         count("proactor_sent_frames", self.sent_frames);
         count("proactor_refused_sends", self.refused_sends);
+        count("proactor_refused_notifications", self.refused_notifications);
         count("proactor_handler_panics", self.panics);
         level("proactor_sessions", self.sessions as f64);
         level("proactor_sessions_over_mark", self.sessions_over_mark as f64);
@@ -113,12 +115,14 @@ mod tests {
         snapshot.sessions = 3;
         snapshot.accepted = 5;
         snapshot.disconnected.slow_peer = 7;
+        snapshot.refused_notifications = 9;
         let values = Values::default();
         metrics::with_local_recorder(&values, || snapshot.record_metrics());
         let values = values.0.into_inner().unwrap();
         let value = |name: &str| values[name].load(Ordering::Relaxed);
         assert_eq!(value("proactor_sessions_accepted service=test"), 5);
         assert_eq!(value("proactor_sessions_disconnected service=test cause=slow_peer"), 7);
+        assert_eq!(value("proactor_refused_notifications service=test"), 9);
         assert_eq!(f64::from_bits(value("proactor_sessions service=test")), 3.0);
     }
 }

@@ -115,7 +115,8 @@ impl ServiceShared {
             left = now;
             self.sessions().iter().for_each(|session| session.shared.stop(true));
             // A little more than the sessions' own limit, after which they reset by themselves.
-            let limit = self.timeouts.disconnect + Duration::from_millis(500);
+            let limit = self.timeouts.flush.saturating_add(self.timeouts.linger);
+            let limit = limit.saturating_add(Duration::from_millis(500));
             ended = self.wait_for_end(time(limit), true);
             if !ended && !on_worker {
                 let now = self.enter(Phase::Aborting);

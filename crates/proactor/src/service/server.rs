@@ -103,7 +103,8 @@ impl ServerService {
 
     /// Stops the service, phase by phase ([`Phase`](super::Phase)): closes the listeners, tells the
     /// sessions ([`SessionHandler::draining`]) and gives them `drain` to end by themselves; then
-    /// disconnects those that are left, in order, within [`Timeouts::disconnect`]; then aborts what
+    /// disconnects those that are left, in order, within [`Timeouts::flush`] and
+    /// [`Timeouts::linger`]; then aborts what
     /// is still left. [`ServiceHandle::request_stop`] from another thread cuts the waits short.
     ///
     /// In a callback of the same runtime it goes as far as to disconnect, and does not wait.

@@ -100,6 +100,9 @@ pub struct ServiceSnapshot {
     pub sessions_over_mark: usize,
     /// Sends that were refused for a limit of queued bytes.
     pub refused_sends: u64,
+    /// Messages of [`Session::notify`](super::Session::notify) that were refused for
+    /// [`Limits::notifications`](super::Limits::notifications).
+    pub refused_notifications: u64,
     /// Callbacks that panicked.
     pub panics: u64,
     /// Half of the callbacks' runs took no longer than about this (one run in 32 is timed; a run
@@ -119,6 +122,7 @@ pub(super) struct Counters {
     pub(super) rejected_failed: AtomicU64,
     pub(super) accept_pauses: AtomicU64,
     pub(super) refused_sends: AtomicU64,
+    pub(super) refused_notifications: AtomicU64,
     pub(super) panics: AtomicU64,
     ends: [AtomicU64; 11],
 }

@@ -35,8 +35,8 @@ pub(super) struct Core {
     pub(super) filter_ended: bool,
     /// The end was looked at, and nothing has happened since.
     pub(super) looked_for_end: bool,
-    /// The time for the end is being watched.
-    pub(super) end_is_timed: bool,
+    /// The stage whose time is being watched.
+    pub(super) timed_stage: Stage,
     /// How many crossings of the marks of the queue the handler was told of.
     pub(super) told_crossings: u32,
     /// Counts runs, of which some are timed.
@@ -54,7 +54,7 @@ impl Core {
             begun: false,
             filter_ended: false,
             looked_for_end: false,
-            end_is_timed: false,
+            timed_stage: Stage::Open,
             told_crossings: 0,
             runs: 0,
         }

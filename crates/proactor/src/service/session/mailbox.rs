@@ -177,6 +177,18 @@ impl Mailbox {
         received
     }
 
+    /// The failure of the connection, if it has failed, in place of all that came before: who has
+    /// paused learns of a reset at once.
+    pub(super) fn take_failure(&mut self) -> Option<Received> {
+        let received = &mut self.backlog.as_mut()?.received;
+        if !matches!(received.back(), Some(Received::End(Err(_)))) {
+            return None;
+        }
+        let failure = received.pop_back()?;
+        self.drop_received();
+        Some(failure)
+    }
+
     /// Puts back what is left of the last thing that was received.
     pub(super) fn put_back(&mut self, received: Received) {
         self.backlog().received.push_front(received);

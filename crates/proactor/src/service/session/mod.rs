@@ -172,8 +172,8 @@ impl Session {
     }
 
     /// Ends the session in order: further sends are refused, nothing more is received, what is
-    /// queued is sent, the peer is told the end and gets the time of
-    /// [`Timeouts::disconnect`](super::Timeouts::disconnect) to end its side. The first reason to
+    /// queued is sent, within [`Timeouts::flush`](super::Timeouts::flush), the peer is told the end
+    /// and has the time of [`Timeouts::linger`](super::Timeouts::linger) to end its side. The first reason to
     /// end is the one that `disconnected` is told.
     pub fn disconnect(&self) {
         self.shared.request_end(DisconnectReason::Local, Ending::Orderly);
@@ -441,6 +441,8 @@ impl SessionShared {
                 return Err(NotifyError::Closed(message));
             }
             if let Err(message) = mailbox.put_message(message, self.service.limits.notifications) {
+                drop(mailbox);
+                self.service.counters.refused_notifications.fetch_add(1, Ordering::Relaxed);
                 return Err(NotifyError::Full(message));
             }
             mailbox.signal(Signals::LOOK)

@@ -126,7 +126,7 @@ struct World {
     service: Arc<ServiceShared>,
     workers: Vec<thread::JoinHandle<()>>,
     seen: Arc<Seen>,
-    peer: UnixStream,
+    peer: Option<UnixStream>,
 }
 
 impl World {
@@ -144,7 +144,8 @@ impl World {
             read: None,
             write: None,
             minimum_rate: None,
-            disconnect: 2 * model::EXPIRES_WITHIN,
+            flush: 2 * model::EXPIRES_WITHIN,
+            linger: 2 * model::EXPIRES_WITHIN,
             ..Timeouts::default()
         };
         let settings = Settings {
@@ -181,13 +182,17 @@ impl World {
             Box::new(handler)
         });
         let session = lock(&made).take().expect("the session has begun");
-        (Self { runtime, service, workers, seen, peer }, session)
+        (Self { runtime, service, workers, seen, peer: Some(peer) }, session)
+    }
+
+    fn peer(&self) -> &UnixStream {
+        self.peer.as_ref().expect("the peer was not dropped")
     }
 
     /// The session has to end, whatever was done to it, and all of it goes.
     fn end(self) -> (Vec<Event>, Vec<u8>) {
         self.seen.wait_for_end();
-        let Self { runtime, service, workers, seen, mut peer } = self;
+        let Self { runtime, service, workers, seen, peer } = self;
         while lock(&service.state).admitted > 0 {
             thread::yield_now();
         }
@@ -195,7 +200,9 @@ impl World {
         workers.into_iter().for_each(|worker| worker.join().unwrap());
         let mut bytes = Vec::new();
         // A reset, or nothing more.
-        let _ = peer.read_to_end(&mut bytes);
+        if let Some(mut peer) = peer {
+            let _ = peer.read_to_end(&mut bytes);
+        }
         (seen.check(), bytes)
     }
 }
@@ -214,7 +221,7 @@ fn act(session: &Session, act: impl FnOnce(&Session) + Send + 'static) -> thread
 fn everything_that_was_given_is_told_before_the_end() {
     explore(1_000, || {
         let (world, session) = World::new(2);
-        let mut peer = world.peer.try_clone().unwrap();
+        let mut peer = world.peer().try_clone().unwrap();
         let mut threads = vec![
             act(&session, |session| _ = session.send(b"s")),
             act(&session, |session| session.notify(1_u8).expect("there is room")),
@@ -245,7 +252,7 @@ fn everything_that_was_given_is_told_before_the_end() {
 fn an_end_at_once_waits_for_nothing_that_does_not_come() {
     explore(2_000, || {
         let (world, session) = World::new(2);
-        let mut peer = world.peer.try_clone().unwrap();
+        let mut peer = world.peer().try_clone().unwrap();
         let threads = vec![
             act(&session, |session| {
                 let _ = session.send(b"one");
@@ -269,7 +276,7 @@ fn an_end_at_once_waits_for_nothing_that_does_not_come() {
 fn whoever_ends_it_first_it_ends_once() {
     explore(2_000, || {
         let (world, session) = World::new(2);
-        let peer = world.peer.try_clone().unwrap();
+        let peer = world.peer().try_clone().unwrap();
         let threads = vec![
             act(&session, |session| {
                 let _ = session.send(b"one");
@@ -283,12 +290,30 @@ fn whoever_ends_it_first_it_ends_once() {
     });
 }
 
+/// The peer goes with bytes unread, which is a reset, while others send: a send that is refused has
+/// to be known to the end that waits for it.
+#[test]
+fn a_reset_ends_it_whoever_sends() {
+    explore(2_000, || {
+        let (mut world, session) = World::new(2);
+        session.send(b"unread").unwrap();
+        let peer = world.peer.take();
+        let threads = vec![
+            act(&session, |session| _ = session.send(b"one")),
+            act(&session, |session| _ = session.send(b"two")),
+            thread::spawn(move || model::happen(|| drop(peer))),
+        ];
+        join(threads);
+        world.end();
+    });
+}
+
 /// Receiving is paused from one thread and goes on from another: no byte stays behind.
 #[test]
 fn a_pause_that_ends_is_not_forgotten() {
     explore(1_000, || {
         let (world, session) = World::new(2);
-        let mut peer = world.peer.try_clone().unwrap();
+        let mut peer = world.peer().try_clone().unwrap();
         let threads = vec![
             act(&session, |session| {
                 session.pause_receiving();

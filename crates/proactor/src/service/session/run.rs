@@ -130,9 +130,9 @@ impl SessionShared {
         {
             return Some(Next::Message(message));
         }
-        if !self.is_paused()
-            && let Some(received) = mailbox.take_received()
-        {
+        let received =
+            if self.is_paused() { mailbox.take_failure() } else { mailbox.take_received() };
+        if let Some(received) = received {
             return Some(Next::Received(received));
         }
         if core.looked_for_end {
@@ -389,9 +389,11 @@ impl SessionShared {
         let completed_sends = outgoing.completed_sends;
         drop(outgoing);
         drop(stream);
-        if core.stage < Stage::Closed && !core.end_is_timed {
-            core.end_is_timed = true;
-            self.watch_end();
+        if core.stage < Stage::Closed && core.timed_stage != core.stage {
+            core.timed_stage = core.stage;
+            let timeouts = &self.service.timeouts;
+            let flushing = core.stage == Stage::Flushing;
+            self.watch_end(if flushing { timeouts.flush } else { timeouts.linger });
         }
         if core.stage < Stage::Closed || in_flight {
             return false;

@@ -117,11 +117,11 @@ impl SessionShared {
         self.look_at_times(self.service.runtime.port.now());
     }
 
-    /// The time for an orderly end begins.
-    pub(super) fn watch_end(self: &Arc<Self>) {
+    /// The time for one stage of an orderly end begins.
+    pub(super) fn watch_end(self: &Arc<Self>, limit: Duration) {
         let runtime = &self.service.runtime;
         let now = runtime.port.now();
-        let end_ms = runtime.milliseconds(now) + milliseconds(self.service.timeouts.disconnect);
+        let end_ms = runtime.milliseconds(now) + milliseconds(limit);
         self.times.end_ms.store(end_ms, Ordering::Relaxed);
         self.look_at_times(now);
     }
@@ -165,11 +165,12 @@ impl SessionShared {
         let end_ms = times.end_ms.load(Ordering::Relaxed);
         if end_ms != 0 {
             // Whatever reason it has to end, it has had the time for it.
-            return if earliest.is_due(end_ms) {
-                Err(DisconnectReason::Local)
-            } else {
-                Ok(earliest.next_ms)
-            };
+            if earliest.is_due(end_ms) {
+                return Err(DisconnectReason::Local);
+            }
+            // And meanwhile the peer has to take what is left.
+            self.check_sending(&mut earliest)?;
+            return Ok(earliest.next_ms);
         }
         self.check_receiving(&mut earliest)?;
         self.check_sending(&mut earliest)?;
