@@ -77,7 +77,8 @@ impl Setting {
                 read: perhaps(random, |random| seconds(random, 2, 60)),
                 write: perhaps(random, |random| seconds(random, 2, 60)),
                 heartbeat: perhaps(random, |random| seconds(random, 1, 30)),
-                disconnect: seconds(random, 1, 10),
+                flush: seconds(random, 1, 10),
+                linger: seconds(random, 1, 10),
                 connect: seconds(random, 1, 30),
                 minimum_rate: perhaps(random, |random| TransferRate {
                     bytes_per_second: random.between(1, 100) as u32,
@@ -260,7 +261,7 @@ fn stop(world: &World, room: &Room, server: &ServerService, setting: &Setting, i
         world.violation(format!("{} sessions are left when the service has stopped", report.left));
     }
     let slack = if is_disturbed { Duration::from_secs(300) } else { Duration::from_secs(7) };
-    let limit = setting.drain + setting.timeouts.disconnect + slack;
+    let limit = setting.drain + setting.timeouts.flush + setting.timeouts.linger + slack;
     if took > limit {
         world.violation(format!("the stop took {took:?}, and {limit:?} are allowed"));
     }
