@@ -10,7 +10,7 @@ use proactor::DequeueError;
 
 use crate::common::worker::{Answer, Worker, spin_until};
 use crate::common::*;
-use crate::{CloseAtEnd, expect, park, post, take, with_running_handlers};
+use crate::{CloseAtEnd, OneRuns, expect, park, post, take, with_running_handlers};
 
 on_each_backend! {
     /// Rule 40: a handler that blocks gives up its slot, without saying so.
@@ -127,14 +127,9 @@ on_each_backend! {
         let port = ports.shared(1);
         assert_eq!(port.blocking(|| 1), 1, "not a thread of the port");
         with_running_handlers(ports, 1, |port| {
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             let for_worker = Arc::clone(port);
-            running.run(move || {
+            one.running.run(move || {
                 assert_eq!(for_worker.blocking(|| for_worker.blocking(|| 2)), 2);
                 let unwound = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     for_worker.blocking(|| std::panic::resume_unwind(Box::new("on purpose")))
@@ -142,8 +137,8 @@ on_each_backend! {
                 assert!(unwound.is_err());
             });
             post(port, 1);
-            expect(idle.within(QUIET).is_none(), "the thread does not count again")?;
-            let taken = take(&running, port, Duration::ZERO).wait();
+            expect(one.idle.within(QUIET).is_none(), "the thread does not count again")?;
+            let taken = take(&one.running, port, Duration::ZERO).wait();
             expect(taken == Ok(1), "the packet was still queued")
         });
     }

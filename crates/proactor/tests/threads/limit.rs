@@ -10,23 +10,18 @@ use proactor::{DequeueError, Operation};
 
 use crate::common::worker::{Answer, Worker, spin_until};
 use crate::common::*;
-use crate::{CloseAtEnd, expect, park, post, take, with_running_handlers};
+use crate::{CloseAtEnd, OneRuns, expect, park, post, take, with_running_handlers};
 
 on_each_backend! {
     /// Rule 38: at the limit a packet stays queued, although a thread waits.
     fn rule_38_limit_gates_waiting_threads(ports: &Ports) {
         skip_under_wine!(38, "it has no concurrency limit");
         with_running_handlers(ports, 1, |port| {
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             post(port, 1);
-            expect(idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
+            expect(one.idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
             // The slot is free when the thread comes back, and it takes the packet itself.
-            let taken = take(&running, port, Duration::ZERO).wait();
+            let taken = take(&one.running, port, Duration::ZERO).wait();
             expect(taken == Ok(1), "the packet was still queued")
         });
     }
@@ -52,18 +47,13 @@ on_each_backend! {
     fn rule_38_a_free_slot_releases_a_waiting_thread(ports: &Ports) {
         skip_under_wine!(38, "it has no concurrency limit");
         with_running_handlers(ports, 1, |port| {
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             post(port, 1);
             post(port, 2);
-            expect(take(&running, port, HANG).wait() == Ok(1), "the running thread goes on")?;
-            expect(idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
-            running.exit();
-            expect(idle.wait() == Ok(2), "the slot of a thread that ended is free")
+            expect(take(&one.running, port, HANG).wait() == Ok(1), "the running thread goes on")?;
+            expect(one.idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
+            one.running.exit();
+            expect(one.idle.wait() == Ok(2), "the slot of a thread that ended is free")
         });
     }
 
@@ -121,16 +111,11 @@ on_each_backend! {
             let (stream, mut peer) = tcp_pair();
             let stream = port.associate(stream, 5).unwrap();
             stream.recv(Operation::new(), Vec::with_capacity(8)).unwrap();
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             peer.write_all(b"data").unwrap();
-            expect(idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
-            running.exit();
-            expect(idle.wait() == Ok(5), "the receive's packet comes when the slot is free")
+            expect(one.idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
+            one.running.exit();
+            expect(one.idle.wait() == Ok(5), "the receive's packet comes when the slot is free")
         });
     }
 
@@ -152,17 +137,12 @@ on_each_backend! {
         skip_under_wine!(38, "it has no concurrency limit");
         with_running_handlers(ports, 1, |port| {
             let other = ports.shared(1);
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             post(port, 1);
-            expect(idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
-            let taken = take(&running, &other, Duration::ZERO).wait();
+            expect(one.idle.within(QUIET).is_none(), "a second thread was released at limit 1")?;
+            let taken = take(&one.running, &other, Duration::ZERO).wait();
             assert_eq!(taken, Err(DequeueError::TimedOut));
-            expect(idle.wait() == Ok(1), "the slot at the first port is free")?;
+            expect(one.idle.wait() == Ok(1), "the slot at the first port is free")?;
 
             // And now the thread counts at the other port.
             let second = Worker::spawn();

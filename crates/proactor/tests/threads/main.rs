@@ -53,6 +53,27 @@ impl Drop for CloseAtEnd<'_> {
     }
 }
 
+/// Two workers: one waits at the port, and the other has taken packet 0 since and runs.
+struct OneRuns<'a> {
+    // The first field goes first.
+    _close: CloseAtEnd<'a>,
+    idle: Answer<Taken>,
+    running: Worker,
+    _waiting: Worker,
+}
+
+impl<'a> OneRuns<'a> {
+    fn at(port: &'a Arc<CompletionPort>) -> Result<Self, String> {
+        let (waiting, running) = (Worker::spawn(), Worker::spawn());
+        let close = CloseAtEnd(port);
+        let idle = park(&waiting, port);
+        let first = park(&running, port);
+        post(port, 0);
+        expect(first.wait() == Ok(0), "the last to wait is released")?;
+        Ok(Self { _close: close, idle, running, _waiting: waiting })
+    }
+}
+
 /// Runs a scenario in which no handler blocks, on a port with this limit.
 ///
 /// A handler that spins keeps its slot. But where the machine is so busy that the spinning thread

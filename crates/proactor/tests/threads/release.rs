@@ -5,7 +5,7 @@ use std::time::Duration;
 use proactor::DequeueError;
 
 use crate::common::worker::{Answer, Worker};
-use crate::{CloseAtEnd, Taken, expect, park, post, take, with_running_handlers};
+use crate::{OneRuns, Taken, expect, park, post, take, with_running_handlers};
 
 on_each_backend! {
     /// Rule 36: the thread that came last is released first.
@@ -62,20 +62,15 @@ on_each_backend! {
     fn rule_37_a_running_thread_takes_the_next_packet(ports: &Ports) {
         skip_under_wine!(36, "it releases the thread that has waited longest");
         with_running_handlers(ports, 1, |port| {
-            let (waiting, running) = (Worker::spawn(), Worker::spawn());
-            let _close = CloseAtEnd(port);
-            let idle = park(&waiting, port);
-            let first = park(&running, port);
-            post(port, 0);
-            expect(first.wait() == Ok(0), "the last to wait is released")?;
+            let one = OneRuns::at(port)?;
             for key in 1..=20 {
                 post(port, key);
             }
             for key in 1..=20 {
-                let taken = take(&running, port, Duration::ZERO).wait();
+                let taken = take(&one.running, port, Duration::ZERO).wait();
                 expect(taken == Ok(key), "the running thread takes the next packet")?;
             }
-            expect(idle.within(Duration::ZERO).is_none(), "the waiting thread was released")
+            expect(one.idle.within(Duration::ZERO).is_none(), "the waiting thread was released")
         });
     }
 }
