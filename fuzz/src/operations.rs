@@ -303,8 +303,10 @@ impl Program {
     fn drop_while_dequeuing(&mut self, at: usize) {
         let Some(near) = self.streams[at].near.take() else { return };
         thread::scope(|scope| {
-            scope.spawn(|| drop(near));
+            let dropping = scope.spawn(|| drop(near));
             self.dequeue(4);
+            // Also of its thread nothing is to be left, as a look for leaks follows.
+            dropping.join().unwrap();
         });
     }
 
