@@ -163,7 +163,8 @@ impl SessionShared {
             // The filter's own protocol has not begun: the handler knows of nothing yet.
             return;
         }
-        if self.has(super::ENDS_SENDING) && core.stage == Stage::Open {
+        // Where the session ends, that ends what is sent too, in order or not.
+        if self.has(super::ENDS_SENDING) && core.stage == Stage::Open && !self.is_ending() {
             self.end_sending_where_flushed();
         }
         if sent_bytes > 0 {

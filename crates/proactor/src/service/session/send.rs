@@ -128,8 +128,13 @@ impl SessionShared {
 
     /// What was to be in flight is not, and no packet tells of it.
     pub(super) fn send_failed(&self, reason: DisconnectReason) {
-        self.send_ended(&mut lock(&self.outgoing), 0);
+        // First, and nothing of the queue stays: no other thread may send what comes behind the gap.
         self.request_end(reason, Ending::Abrupt);
+        {
+            let mut outgoing = lock(&self.outgoing);
+            self.send_ended(&mut outgoing, 0);
+            self.discard(&mut outgoing);
+        }
         // An end that was under way already may wait for just that send.
         self.signal(Signals::LOOK);
     }
@@ -146,6 +151,11 @@ impl SessionShared {
         let bytes = completion.bytes();
         let error = completion.error();
         reclaim(completion);
+        if let Some(error) = error {
+            // First: whoever then finds that nothing waits must not take it for sent, and tell the
+            // peer the orderly end of a stream that lacks its last part.
+            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
+        }
         let mut crossed = false;
         let mut outgoing = lock(&self.outgoing);
         self.send_ended(&mut outgoing, bytes);
@@ -170,9 +180,6 @@ impl SessionShared {
             } else {
                 drop(outgoing);
             }
-        }
-        if let Some(error) = error {
-            self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
         }
         let mut mailbox = lock(&self.mailbox);
         mailbox.noted_sends = mailbox.noted_sends.wrapping_add(1);

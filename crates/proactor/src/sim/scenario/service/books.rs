@@ -53,6 +53,8 @@ struct Connection {
     received: u32,
     /// The client saw the orderly end of its stream.
     has_ended: bool,
+    /// Why its session ended.
+    reason: Option<String>,
     /// When the client last wrote anything.
     wrote_at: Duration,
     /// What the session has sent and the client not received, by kind.
@@ -298,6 +300,10 @@ impl Books {
         });
         drop(state);
         drop(kept);
+        if let Some(number) = number {
+            let mut state = lock(&self.state);
+            state.connections.entry(number).or_default().reason = Some(reason.to_string());
+        }
         let timeouts = &self.terms.timeouts;
         match reason {
             DisconnectReason::PeerEnded => {
@@ -361,15 +367,25 @@ impl Books {
     /// When all is over.
     pub(super) fn close(&self) {
         let state = lock(&self.state);
-        let ended = state.connections.values().filter(|connection| connection.has_ended);
-        let missing = ended.flat_map(|one| one.sent.values()).map(VecDeque::len).sum();
+        let ended = state.connections.iter().filter(|(_, connection)| connection.has_ended);
+        let short: Vec<String> = ended
+            .filter_map(|(number, one)| {
+                let left: usize = one.sent.values().map(VecDeque::len).sum();
+                let reason = one.reason.as_deref().unwrap_or("not yet");
+                let text = format!(
+                    "connection {number}: {left} frames did not come before the end of its stream; \
+                     its session's end: {reason}"
+                );
+                (left > 0).then_some(text)
+            })
+            .collect();
         let texts = [
-            (missing, "frames did not come before the end of their stream"),
             (state.handlers, "handlers are left"),
             (state.began.abs_diff(state.ended), "sessions were not told their end once"),
             (state.jobs_pushed.abs_diff(state.jobs_run), "jobs were not run once"),
         ];
         drop(state);
+        short.into_iter().for_each(|text| self.violation(text));
         for (count, text) in texts {
             if count > 0 {
                 self.violation(format!("{count} {text}"));
