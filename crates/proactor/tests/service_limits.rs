@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::*;
 use proactor::service::framing::{LengthPrefixed, Lines};
 use proactor::service::{
@@ -65,6 +66,32 @@ fn write_until_stuck(client: &mut TcpStream, most_bytes: usize) -> usize {
     }
     client.set_write_timeout(Some(HANG)).unwrap();
     written
+}
+
+/// So many payloads of `MANY` bytes are more than the system's buffers hold.
+const OWNED: usize = 4;
+
+/// Owns a payload, and calls its session when it goes.
+struct Owner {
+    payload: Arc<[u8]>,
+    session: Session,
+    gone: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.payload
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Each takes one of the session's locks. What they answer depends on how far the end is.
+        let _ = self.session.send(b"x");
+        let _ = self.session.notify(());
+        self.session.counters();
+        self.gone.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 on_each_backend! {
@@ -171,6 +198,39 @@ on_each_backend! {
         let piece = pattern(1, 64 * 1024);
         let expected: Vec<u8> = piece.iter().copied().cycle().take(written).collect();
         assert_same_bytes(&answer, &expected);
+    }
+
+    fn an_owner_of_a_payload_that_is_not_sent_may_call_the_session(ports: &Ports) {
+        let runtime = runtime(ports);
+        let log = Log::default();
+        let gone = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&gone);
+        let payload: Arc<[u8]> = vec![b'x'; MANY].into();
+        let server = noting(&log, move |session, _frame| {
+            // More than the system takes of what nobody reads.
+            for _ in 0..OWNED {
+                session.send_shared(Bytes::from_owner(Owner {
+                    payload: Arc::clone(&payload),
+                    session: session.clone(),
+                    gone: Arc::clone(&counted),
+                }))?;
+            }
+            session.abort();
+            Ok(())
+        })
+        .limits(limited(|limits| {
+            limits.session_queued_bytes = 2 * OWNED * MANY;
+            limits.service_queued_bytes = 2 * OWNED * MANY;
+        }))
+        .timeouts(patient())
+        .start_on(&runtime)
+        .unwrap();
+        let mut client = connect(server.local_address().unwrap());
+        client.write_all(b"go").unwrap();
+        wait_until("all payloads are gone", || gone.load(Ordering::SeqCst) == OWNED);
+        log.wait_for("disconnected");
+        drop(client);
+        wait_for_sessions(&server.handle(), 0);
     }
 
     fn the_handler_is_told_at_the_marks(ports: &Ports) {

@@ -13,7 +13,7 @@ use super::super::filter::{Filter, FilterError};
 use super::super::recycle;
 use super::core::Core;
 use super::mailbox::{Ending, Received};
-use super::outgoing::{Batch, Outgoing};
+use super::outgoing::{Batch, Discarded, Outgoing};
 use super::receive::Plain;
 use super::{ENDING, Session, SessionShared};
 use crate::sync::{MutexGuard, lock};
@@ -177,9 +177,9 @@ impl SessionShared {
     }
 
     /// The session ends before it has begun: what waits to be sent cannot be.
-    pub(super) fn discard_unready(&self, outgoing: &mut Outgoing) {
+    pub(super) fn discard_unready(&self, outgoing: &mut Outgoing, discarded: &mut Discarded) {
         if !self.is_ready() {
-            self.discard(outgoing);
+            self.discard(outgoing, discarded);
         }
     }
 }

@@ -143,6 +143,11 @@ impl Queue {
     }
 }
 
+/// What was to be sent and is not. It must go without a lock of the session: a payload may have an
+/// owner of the program's (`Bytes::from_owner`), who calls the session when it is dropped.
+#[derive(Default)]
+pub(super) struct Discarded(VecDeque<SendBuffer>);
+
 /// What one send takes.
 pub(super) enum Batch {
     One(SendBuffer),
@@ -234,11 +239,11 @@ impl Outgoing {
         self.close_queue();
     }
 
-    /// Drops what waits. What is in flight stays.
-    pub(super) fn discard(&mut self) {
+    /// Takes out what waits, to be dropped without the lock. What is in flight stays.
+    pub(super) fn discard(&mut self, discarded: &mut Discarded) {
         if let Some(queue) = &mut self.queue {
             recycle::keep_buffer(std::mem::take(&mut queue.open));
-            queue.closed.clear();
+            discarded.0.append(&mut queue.closed);
             queue.queued_bytes = queue.flight_bytes;
         }
         self.close_queue();

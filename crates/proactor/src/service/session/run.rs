@@ -11,6 +11,7 @@ use super::super::framing::Decoder;
 use super::super::handler::{AfterEnd, HandlerResult, SessionHandler};
 use super::core::{Core, Stage, close_abruptly};
 use super::mailbox::{Ending, Mailbox, Received, Signals};
+use super::outgoing::Discarded;
 use super::receive::{Chunk, Piece, Stop, has_input};
 use super::{Session, SessionShared};
 use crate::sync::lock;
@@ -354,13 +355,15 @@ impl SessionShared {
             mailbox.drop_received();
             mailbox.receiving
         };
+        // Goes last, when no lock is held any more.
+        let mut discarded = Discarded::default();
         let mut outgoing = lock(&self.outgoing);
         if self.filter.is_some() {
-            self.discard_unready(&mut outgoing);
+            self.discard_unready(&mut outgoing, &mut discarded);
         }
         let mut flushed = !outgoing.in_flight && !self.has_to_send(&outgoing);
         if ending == Ending::Abrupt && core.stage < Stage::Closed {
-            self.discard(&mut outgoing);
+            self.discard(&mut outgoing, &mut discarded);
             if let Some(stream) = outgoing.stream.take() {
                 drop(outgoing);
                 close_abruptly(stream);
@@ -443,14 +446,15 @@ impl SessionShared {
     pub(super) fn finish_without_port(self: &Arc<Self>) {
         self.set_reason(DisconnectReason::ServiceStopped);
         self.flags.fetch_or(super::ENDING, Ordering::SeqCst);
+        let mut discarded = Discarded::default();
         let stream = {
             let mut outgoing = lock(&self.outgoing);
             outgoing.refusing = true;
             outgoing.in_flight = false;
-            self.discard(&mut outgoing);
+            self.discard(&mut outgoing, &mut discarded);
             outgoing.stream.take()
         };
-        drop(stream);
+        drop((stream, discarded));
         let core = {
             let mut mailbox = lock(&self.mailbox);
             mailbox.over = true;

@@ -10,7 +10,7 @@ use super::super::error::{DisconnectReason, SendError};
 use super::super::framing::FrameHead;
 use super::super::recycle;
 use super::mailbox::{Ending, Signals};
-use super::outgoing::{Batch, Outgoing, reclaim};
+use super::outgoing::{Batch, Discarded, Outgoing, reclaim};
 use super::run::Next;
 use super::{OVER_MARK, SessionShared};
 use crate::sync::{MutexGuard, lock};
@@ -23,6 +23,10 @@ impl SessionShared {
 
     /// A payload that is not copied.
     pub(super) fn send_whole(&self, payload: SendBuffer) -> Result<(), SendError> {
+        if payload.is_empty() {
+            // Its owner goes here, without the lock.
+            return self.send(&[]);
+        }
         self.queue_frame(payload.len(), |outgoing| outgoing.take(payload))
     }
 
@@ -130,11 +134,13 @@ impl SessionShared {
     pub(super) fn send_failed(&self, reason: DisconnectReason) {
         // First, and nothing of the queue stays: no other thread may send what comes behind the gap.
         self.request_end(reason, Ending::Abrupt);
+        let mut discarded = Discarded::default();
         {
             let mut outgoing = lock(&self.outgoing);
             self.send_ended(&mut outgoing, 0);
-            self.discard(&mut outgoing);
+            self.discard(&mut outgoing, &mut discarded);
         }
+        drop(discarded);
         // An end that was under way already may wait for just that send.
         self.signal(Signals::LOOK);
     }
@@ -157,11 +163,13 @@ impl SessionShared {
             self.request_end(DisconnectReason::Failed(error), Ending::Abrupt);
         }
         let mut crossed = false;
+        // Goes last, when no lock is held any more.
+        let mut discarded = Discarded::default();
         let mut outgoing = lock(&self.outgoing);
         self.send_ended(&mut outgoing, bytes);
         outgoing.completed_sends = outgoing.completed_sends.wrapping_add(1);
         if error.is_some() {
-            self.discard(&mut outgoing);
+            self.discard(&mut outgoing, &mut discarded);
             drop(outgoing);
         } else {
             if self.service.times_sends {
@@ -193,10 +201,10 @@ impl SessionShared {
         }
     }
 
-    /// Drops what waits to be sent.
-    pub(super) fn discard(&self, outgoing: &mut Outgoing) {
+    /// Takes out what waits to be sent, to be dropped without the lock.
+    pub(super) fn discard(&self, outgoing: &mut Outgoing, discarded: &mut Discarded) {
         let before = outgoing.queued_bytes();
-        outgoing.discard();
+        outgoing.discard(discarded);
         if !planted!(DiscardNotCounted) {
             self.service.discharge(before, outgoing.queued_bytes());
         }
