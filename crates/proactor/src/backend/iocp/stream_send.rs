@@ -164,9 +164,11 @@ impl Socket {
             } else if state.ended {
                 error = Some(Error::new(OperationKind::Send, ErrorKind::ConnectionAborted));
             } else if !goes_on {
-                // The kernel takes an overlapped send whole (rule 67). What came behind this one
-                // is on its way, so the rest of it cannot be.
-                error = Some(Error::new(OperationKind::Send, ErrorKind::Other));
+                // The kernel takes an overlapped send whole (rule 67), and calls it well where the
+                // peer resets between its parts (seen under Wine: a peer that goes with bytes
+                // unread). What came behind this one may be on its way, so the rest cannot be.
+                error = Some(Error::new(OperationKind::Send, ErrorKind::ConnectionReset));
+                stream.note(error);
             } else {
                 match self.issue_send(state, operation) {
                     Ok(()) => return None,
