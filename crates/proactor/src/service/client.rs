@@ -16,6 +16,7 @@ use super::framing::{Framing, RawBytes};
 use super::handle::ServiceHandle;
 use super::handler::{HandlerResult, SessionHandler};
 use super::link::{Links, Target};
+use super::options::service_options;
 use super::phases::StopReport;
 use super::runtime::Runtime;
 use super::session::Session;
@@ -173,6 +174,13 @@ impl fmt::Debug for ClientService {
     }
 }
 
+service_options!(
+    ClientBuilder of "ClientService",
+    "How many bytes for a session. The limits of listeners do not matter here.",
+    "How long things may take. A client's default has no time limit for the handshake.",
+    "client"
+);
+
 impl ClientBuilder {
     /// The server. Where there are several, or a name has several addresses, each attempt takes the
     /// next one. A name is resolved here, once.
@@ -203,54 +211,6 @@ impl ClientBuilder {
     /// How long to wait before connecting again.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
-        self
-    }
-
-    /// How the stream is cut into frames. Default: [`RawBytes`].
-    pub fn framing(mut self, framing: impl Framing) -> Self {
-        self.settings.framing = Arc::new(framing);
-        self
-    }
-
-    /// What lies between the connections and the frames: TLS, for example. Default: nothing.
-    pub fn filter(mut self, filter: impl FilterFactory) -> Self {
-        self.settings.filter = Some(Arc::new(filter));
-        self
-    }
-
-    /// How many bytes for a session. The limits of listeners do not matter here.
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.limits = limits;
-        self
-    }
-
-    /// How long things may take. A client's default has no time limit for the handshake.
-    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.settings.timeouts = timeouts;
-        self
-    }
-
-    /// When a session's send queue counts as long.
-    pub fn water_marks(mut self, water_marks: WaterMarks) -> Self {
-        self.settings.water_marks = water_marks;
-        self
-    }
-
-    /// Whether Nagle's delay is off. Default `true`: the service gathers small sends itself.
-    pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.settings.nodelay = nodelay;
-        self
-    }
-
-    /// What it is called in logs and snapshots. Default `client`.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.settings.name = name.into();
-        self
-    }
-
-    /// How long [`ClientService::run`] drains. Default 10 s.
-    pub fn drain(mut self, drain: Duration) -> Self {
-        self.drain = drain;
         self
     }
 

@@ -71,6 +71,7 @@ mod link;
 mod listener;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod options;
 mod phases;
 mod recycle;
 mod runtime;

@@ -16,6 +16,7 @@ use super::framing::{Framing, RawBytes};
 use super::handle::ServiceHandle;
 use super::handler::SessionHandler;
 use super::listener::{Listener, Place};
+use super::options::service_options;
 use super::phases::StopReport;
 use super::runtime::Runtime;
 use super::session::Session;
@@ -132,6 +133,13 @@ impl fmt::Debug for ServerService {
     }
 }
 
+service_options!(
+    ServerBuilder of "ServerService",
+    "How many sessions, and how many bytes for them.",
+    "How long things may take.",
+    "server"
+);
+
 impl ServerBuilder {
     /// Listens at an address, also; `"[::]:7000"` is every address of the machine. Port 0 lets the
     /// system choose. A name that has several addresses is listened at on all of them.
@@ -164,54 +172,6 @@ impl ServerBuilder {
     #[cfg(unix)]
     pub fn unix_listener(mut self, listener: UnixListener) -> Self {
         self.places.push(Place::Unix(listener));
-        self
-    }
-
-    /// How the stream is cut into frames. Default: [`RawBytes`].
-    pub fn framing(mut self, framing: impl Framing) -> Self {
-        self.settings.framing = Arc::new(framing);
-        self
-    }
-
-    /// What lies between the connections and the frames: TLS, for example. Default: nothing.
-    pub fn filter(mut self, filter: impl FilterFactory) -> Self {
-        self.settings.filter = Some(Arc::new(filter));
-        self
-    }
-
-    /// How many sessions, and how many bytes for them.
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.limits = limits;
-        self
-    }
-
-    /// How long things may take.
-    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.settings.timeouts = timeouts;
-        self
-    }
-
-    /// When a session's send queue counts as long.
-    pub fn water_marks(mut self, water_marks: WaterMarks) -> Self {
-        self.settings.water_marks = water_marks;
-        self
-    }
-
-    /// Whether Nagle's delay is off. Default `true`: the service gathers small sends itself.
-    pub fn nodelay(mut self, nodelay: bool) -> Self {
-        self.settings.nodelay = nodelay;
-        self
-    }
-
-    /// What it is called in logs and snapshots. Default `server`.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.settings.name = name.into();
-        self
-    }
-
-    /// How long [`ServerService::run`] drains. Default 10 s.
-    pub fn drain(mut self, drain: Duration) -> Self {
-        self.drain = drain;
         self
     }
 
