@@ -38,13 +38,7 @@ pub struct Plan {
 }
 
 /// One server's rounds.
-#[derive(Clone, Debug, Serialize)]
-pub struct Results {
-    /// The server.
-    pub name: String,
-    /// One per round.
-    pub rounds: Vec<Measured>,
-}
+pub type Results = rounds::Results<Measured>;
 
 /// One slice.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -64,11 +58,6 @@ pub struct Measured {
 }
 
 impl Results {
-    /// A figure of each round, summed up.
-    pub fn spread(&self, figure: impl Fn(&Measured) -> f64) -> Option<Spread> {
-        Spread::of(self.rounds.iter().map(figure))
-    }
-
     /// System calls of each round, summed up.
     pub fn calls(&self) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|slice| slice.calls_per_message))
@@ -77,23 +66,18 @@ impl Results {
 
 /// Runs all rounds.
 pub fn run(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> Vec<Results> {
-    let mut contestants = Vec::new();
-    for server in servers {
-        let words = server.words(plan.workers, false);
-        match Contestant::start(&server.name, &words, &plan.server_cpus, plan.connections) {
-            Ok(contestant) => contestants.push(contestant),
-            Err(reason) => skipped.push(reason),
-        }
-    }
-    let rounds = rounds::interleave(
+    let wanted =
+        servers.iter().map(|server| (server.name.as_str(), server.words(plan.workers, false)));
+    let mut contestants =
+        Contestant::start_all(wanted, &plan.server_cpus, plan.connections, skipped);
+    rounds::interleave(
         &mut contestants,
         plan.rounds,
         plan.seed,
         "light",
         skipped,
-        |contestant, round| slice(contestant, plan, plan.seed ^ ((round as u64 + 1) << 32)),
-    );
-    rounds.into_iter().map(|(name, rounds)| Results { name, rounds }).collect()
+        |contestant, seed| slice(contestant, plan, seed),
+    )
 }
 
 fn slice(contestant: &mut Contestant, plan: &Plan, seed: u64) -> io::Result<Measured> {

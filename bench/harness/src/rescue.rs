@@ -16,7 +16,7 @@ use crate::catalog::{Server, Skipped};
 use crate::engine::{histogram, percentile_us};
 use crate::rounds::{self, Contestant};
 use crate::stall::Kind;
-use crate::stats::{Random, Spread};
+use crate::stats::Random;
 
 /// When the second message is sent, at the earliest and at the latest: well
 /// within the 10 ms for which the first one blocks.
@@ -44,13 +44,7 @@ pub struct Plan {
 }
 
 /// One server's rounds.
-#[derive(Clone, Debug, Serialize)]
-pub struct Results {
-    /// The server.
-    pub name: String,
-    /// One per round.
-    pub rounds: Vec<Measured>,
-}
+pub type Results = rounds::Results<Measured>;
 
 /// One slice: percentiles of the probes' latency.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -65,32 +59,20 @@ pub struct Measured {
     pub p99_us: f64,
 }
 
-impl Results {
-    /// A figure of each round, summed up.
-    pub fn spread(&self, figure: impl Fn(&Measured) -> f64) -> Option<Spread> {
-        Spread::of(self.rounds.iter().map(figure))
-    }
-}
-
 /// Runs all rounds.
 pub fn run(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> Vec<Results> {
-    let mut contestants = Vec::new();
-    for server in servers {
-        let words = server.words(plan.workers, true);
-        match Contestant::start(&server.name, &words, &plan.server_cpus, plan.connections) {
-            Ok(contestant) => contestants.push(contestant),
-            Err(reason) => skipped.push(reason),
-        }
-    }
-    let rounds = rounds::interleave(
+    let wanted =
+        servers.iter().map(|server| (server.name.as_str(), server.words(plan.workers, true)));
+    let mut contestants =
+        Contestant::start_all(wanted, &plan.server_cpus, plan.connections, skipped);
+    rounds::interleave(
         &mut contestants,
         plan.rounds,
         plan.seed,
         "rescue",
         skipped,
-        |contestant, round| slice(contestant, plan, plan.seed ^ ((round as u64 + 1) << 32)),
-    );
-    rounds.into_iter().map(|(name, rounds)| Results { name, rounds }).collect()
+        |contestant, seed| slice(contestant, plan, seed),
+    )
 }
 
 fn slice(contestant: &mut Contestant, plan: &Plan, seed: u64) -> io::Result<Measured> {

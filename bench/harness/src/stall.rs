@@ -16,7 +16,6 @@ use crate::catalog::{Server, Skipped};
 use crate::engine::percentile_us;
 use crate::open_loop::{Marked, Slice};
 use crate::rounds::{self, Contestant};
-use crate::stats::Spread;
 use crate::sys;
 
 /// The server beside which a spinner runs, and whose own handlers do not stall.
@@ -66,13 +65,7 @@ pub struct Plan {
 }
 
 /// One server's rounds.
-#[derive(Clone, Debug, Serialize)]
-pub struct Results {
-    /// The server.
-    pub name: String,
-    /// One per round.
-    pub rounds: Vec<Measured>,
-}
+pub type Results = rounds::Results<Measured>;
 
 /// One slice. Latencies are those of unmarked messages.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -89,13 +82,6 @@ pub struct Measured {
     pub cpu_us_per_message: f64,
 }
 
-impl Results {
-    /// A figure of each round, summed up.
-    pub fn spread(&self, figure: impl Fn(&Measured) -> f64) -> Option<Spread> {
-        Spread::of(self.rounds.iter().map(figure))
-    }
-}
-
 /// Runs all rounds. `spinner` is the binary whose bursts make the floor of
 /// [`Kind::Spin`].
 pub fn run(
@@ -105,18 +91,14 @@ pub fn run(
     skipped: &mut Vec<Skipped>,
 ) -> Vec<Results> {
     let mut contestants = contestants(servers, plan, skipped);
-    let rounds = rounds::interleave(
+    rounds::interleave(
         &mut contestants,
         plan.rounds,
         plan.seed,
         "stall",
         skipped,
-        |contestant, round| {
-            // The same arrivals for every server of the round.
-            slice(contestant, plan, plan.seed ^ ((round as u64 + 1) << 32), spinner)
-        },
-    );
-    rounds.into_iter().map(|(name, rounds)| Results { name, rounds }).collect()
+        |contestant, seed| slice(contestant, plan, seed, spinner),
+    )
 }
 
 fn contestants(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> Vec<Contestant> {
@@ -128,14 +110,7 @@ fn contestants(servers: &[Server], plan: &Plan, skipped: &mut Vec<Skipped>) -> V
     if let (Kind::Spin, Some(ring)) = (plan.kind, ring) {
         wanted.push((FLOOR, ring.words(1, false)));
     }
-    let mut contestants = Vec::new();
-    for (name, words) in wanted {
-        match Contestant::start(name, &words, &plan.server_cpus, plan.connections) {
-            Ok(contestant) => contestants.push(contestant),
-            Err(reason) => skipped.push(reason),
-        }
-    }
-    contestants
+    Contestant::start_all(wanted, &plan.server_cpus, plan.connections, skipped)
 }
 
 fn slice(
