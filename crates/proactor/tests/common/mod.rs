@@ -447,6 +447,24 @@ pub fn descriptor_count() -> usize {
     return windows::handle_count();
 }
 
+/// Raises the limit on descriptors as far as the system lets it, and says whether it is enough.
+#[cfg(target_os = "linux")]
+pub fn raise_descriptors(wanted: u64) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one struct, which is ours.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_max.min(wanted.max(limit.rlim_cur));
+    // SAFETY: reads one struct, which is ours.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    limit.rlim_cur >= wanted
+}
+
+/// The same; there is no such limit to raise here.
+#[cfg(windows)]
+pub fn raise_descriptors(_wanted: u64) -> bool {
+    false
+}
+
 /// How many threads the process has.
 pub fn thread_count() -> usize {
     #[cfg(target_os = "linux")]

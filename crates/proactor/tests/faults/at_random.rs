@@ -179,17 +179,6 @@ on_each_backend! {
     }
 }
 
-/// Raises the limit on descriptors as far as the system lets it, and says whether it is enough.
-fn raise_descriptors(wanted: u64) -> bool {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: writes one struct, which is ours.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
-    limit.rlim_cur = limit.rlim_max.min(wanted.max(limit.rlim_cur));
-    // SAFETY: reads one struct, which is ours.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-    limit.rlim_cur >= wanted
-}
-
 /// Does a send of the library itself, with fewer bytes than it asks for.
 fn send_few(call: &Call, random: &mut Random) -> Answer {
     let [fd, address, length, flags, ..] = call.args;
