@@ -305,8 +305,10 @@ impl SessionShared {
     ) -> Option<Received> {
         let fed = catch_unwind(AssertUnwindSafe(|| self.feed(core, session, &mut piece)));
         match fed {
+            // It was paused. Not asked once more: the pause may be over by now, and what is left
+            // has its turn all the same.
             Ok(Ok(())) => {
-                if self.is_paused() && has_input(core, &piece) {
+                if has_input(core, &piece) {
                     return piece.into_received();
                 }
             }
