@@ -55,6 +55,8 @@ fn write_until_stuck(client: &mut TcpStream, most_bytes: usize) -> usize {
     while written < most_bytes {
         match client.write(&piece[written % piece.len()..]) {
             Ok(count) => written += count,
+            // A write with a time limit is not taken up again (signal(7)).
+            Err(error) if error.kind() == IoErrorKind::Interrupted => {}
             Err(error) => {
                 assert!(
                     matches!(error.kind(), IoErrorKind::WouldBlock | IoErrorKind::TimedOut),
