@@ -220,6 +220,7 @@ on_each_backend! {
 
     fn a_peer_that_does_not_take_what_is_queued_is_reset_at_last(ports: &Ports) {
         let (runtime, log) = (runtime(ports), Log::default());
+        let mut errors = Vec::new();
         for flush in [true, false] {
             // While the queue is sent, its own limit holds, and the others as well.
             let server = answering(
@@ -235,9 +236,12 @@ on_each_backend! {
             client.write_all(b"question").unwrap();
             wait_until("it is over", || server.handle().snapshot().disconnected.local == 1);
             let (answer, error) = read_to_end(&mut client);
-            assert!(answer.len() < MANY && error.is_some(), "{} bytes", answer.len());
+            assert!(answer.len() < MANY, "{} bytes", answer.len());
+            errors.push(error);
         }
         log.check_order();
+        skip_under_wine!(59, "a read after the reset sees an orderly end");
+        assert!(errors.iter().all(Option::is_some), "{errors:?}");
     }
 
     fn a_pause_on_our_side_is_not_the_peers_fault(ports: &Ports) {
